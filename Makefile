@@ -1,0 +1,69 @@
+# minedit: `make edit` shows an edit, `make test` runs the tests, `make help` lists the rest.
+# Linux and macOS, Python 3.10 or newer. Everything is installed into .venv, nothing outside this folder.
+
+PYTHON ?= python3
+TORCH ?= -r requirements.txt
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCE ?= a boy in the park
+TARGET ?= a sitting boy in the park
+OUT ?= out
+# Further options of the commands: make edit ARGS="--seed 1 2 --method p2p"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help edit test lint parity bench notebooks clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+edit: $(VENV)/installed ## edit one picture with the embedded checkpoint; pictures and settings go to out/
+	$(BIN)/minedit edit "$(SOURCE)" "$(TARGET)" --out "$(OUT)" $(ARGS)
+
+test: $(VENV)/installed ## run the tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/installed ## ruff, its formatter, the import direction, the notebooks' state
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_notebooks.py
+
+parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
+	$(VENV)-parity/bin/python -m pytest -q -s tests/parity $(ARGS)
+
+bench: $(VENV)/installed ## time an edit by each method; a row each goes to benchmarks/edit.csv
+	$(BIN)/python benchmarks/edit.py $(ARGS)
+
+notebooks: $(VENV)/notebooks ## execute the notebooks; pages go to out/notebooks/
+	$(BIN)/python -m nbconvert --execute --to html --output-dir out/notebooks notebooks/*.ipynb
+
+clean: ## remove what the tools leave behind
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find minedit tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environments and out/ as well
+	rm -rf $(VENV) $(VENV)-parity out
+
+# The environments: made anew only when what they hold is declared differently.
+define python_check
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "minedit: error: needs Python 3.10 or newer; say which with: make PYTHON=/path/to/python3"; exit 1; }
+endef
+
+$(VENV)/installed: setup.cfg pyproject.toml requirements.txt
+	$(python_check)
+	@echo "installing into $(VENV): a minute or two, once"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH) -e '.[dev]'
+	@touch $@
+
+$(VENV)/notebooks: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e '.[notebooks]'
+	@touch $@
+
+$(VENV)-parity/installed: tests/parity/requirements.txt setup.cfg pyproject.toml requirements.txt
+	$(python_check)
+	@echo "installing into $(VENV)-parity: a minute or two, once"
+	$(PYTHON) -m venv $(VENV)-parity
+	$(VENV)-parity/bin/python -m pip install --quiet $(TORCH) -r tests/parity/requirements.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,14 @@
+"""minedit: text-driven image editing with Stable Diffusion v1.4 and AdapEdit.
+
+sd = minedit.load()
+res = minedit.edit(sd, "a boy in the park", "a sitting boy in the park", seed=0)
+"""
+
+from minedit.checkpoint import load
+from minedit.config import IP2P, PICTUREBOOK, SD14, MineditError
+from minedit.edit import edit, generate
+from minedit.unet import UNet
+from minedit.vae import VAE
+
+__all__ = ["IP2P", "PICTUREBOOK", "SD14", "VAE", "MineditError", "UNet", "edit", "generate", "load"]
+__version__ = "0.1.0"

@@ -1,0 +1,7 @@
+"""`python -m minedit` is `minedit`."""
+
+import sys
+
+from minedit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,251 @@
+"""AdapEdit (Ma, Jia, Zhou 2024) as a Plan: per-word release times (FWT, eq. 5-7) and a per-pixel gate (DPS, eq. 8-9).
+
+A statistics pass samples the target prompt alone from the edit's own noise and looks at cross-attention (`edit.measure`
+runs it). `statistics` is its arithmetic, `plan` turns the result into rules. N pixels, T tokens, C channels, W words.
+
+Where we read the paper: a word follows the source while s < tau * steps (s counts up from pure noise) and is blended
+afterwards; key words are never pinned. Where we add to it, as settings: centring, averages over all steps, a shorter
+statistics pass. With removals only there are no key words in the target: the source prompt is measured instead, its
+removed words are the keys, and a target word takes the tau of the source word it is aligned with.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minedit.attention import Gate
+from minedit.checkpoint import Model
+from minedit.config import MineditError
+from minedit.ddim import TRAIN_STEPS
+from minedit.plan import Plan, WordPlan, check_number, cross_sites, first_steps, injected_sites, map_side, per_token
+from minedit.tokens import Prompt, align, column_map
+
+COMMON_TAU = 0.8  # of fwt=False: Prompt-to-Prompt's default cross_steps
+
+
+@dataclass(frozen=True)
+class AdapEditConfig:
+    """AdapEdit's settings; every default lives here. Symbols are the paper's."""
+
+    lambda_tau: float = 1.0  # eq. 7, at least 0; smaller releases words earlier and edits more (figure 7)
+    lambda_sv: float = 1.0  # lambda_S[V], eq. 9, at least 0: slope of the pixel gate; figure 7 has 0.8 ... 1
+    lambda_s: float = 0.95  # lambda_S, eq. 8, 0 ... 1: the most a pixel follows the target; figure 7 has 0.9 ... 0.98
+    alpha_m: float = 0.03  # map entries below are masked; for 77 tokens, and scaled to alpha_m * 77 / T for T of them
+    fwt: bool = True  # False: one tau for every token and for self-attention, COMMON_TAU
+    dps: bool = True  # False: released words follow the target alone
+    mask: bool = True  # False: the gate's keys are taken from unmasked maps
+    tau: float | None = None  # 0 ... 1: that one tau, in place of FWT
+    centre: bool = True  # subtract the mean over pixels from E_[V]: hidden states share one large direction, without
+    # which every cosine is near 1, every tau near 0 and the gate nearly flat
+    statistics: str = "last"  # step the maps are taken at: "last", or "mean" of all, which is sharper
+    fwt_steps: int | None = None  # steps of the statistics pass; None: as many as the edit
+    inserted: str = "own"  # inserted tokens read the target's map ("own"), or the gate scales it ("gated")
+    rest: float = 0.8  # begin, end, padding and self-attention follow the source for max(0, rest - share of words with
+    rest_tau: float = 0.1  # tau < rest_tau) of the run: the authors' script; the paper is silent
+    sigma: float | None = None  # 0 ... 1: this fraction for self-attention instead
+
+    def __post_init__(self) -> None:
+        check_number("lambda_tau", self.lambda_tau)
+        check_number("lambda_sv", self.lambda_sv)
+        for name in ("lambda_s", "alpha_m", "tau", "rest", "rest_tau", "sigma"):
+            if getattr(self, name) is not None or name not in ("tau", "sigma"):
+                check_number(name, getattr(self, name), 1)
+        for name, allowed in (("statistics", ("last", "mean")), ("inserted", ("own", "gated"))):
+            if getattr(self, name) not in allowed:
+                raise MineditError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(allowed)}")
+        if self.fwt_steps is not None and self.fwt_steps not in range(1, TRAIN_STEPS + 1):
+            raise MineditError(f"fwt_steps is {self.fwt_steps!r}, expected an integer from 1 to {TRAIN_STEPS}, or None")
+        for name in ("fwt", "dps", "mask", "centre"):
+            if not isinstance(getattr(self, name), bool):
+                raise MineditError(f"{name} is {getattr(self, name)!r}, expected True or False")
+
+    @property
+    def common_tau(self) -> float | None:
+        """The tau of every token, or None where FWT decides."""
+        return self.tau if self.tau is not None or self.fwt else COMMON_TAU
+
+    @property
+    def measures(self) -> bool:
+        """Whether a statistics pass is needed."""
+        return self.dps or self.common_tau is None
+
+
+@dataclass(frozen=True)
+class Spatial:
+    """S (eq. 9) of one layer at one step of the edit, before lambda_s: what DPS let through."""
+
+    site: str
+    step: int
+    map: Tensor  # [side, side] float32, 0 ... 1
+
+    @property
+    def mean(self) -> float:
+        return self.map.mean().item()
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over pixels."""
+        return self.map.std(correction=0).item()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the statistics pass found, for the W words of the prompt it sampled. Tensors are on the CPU, float32."""
+
+    prompt: str  # the target, or the source when words are only removed
+    words: tuple[str, ...]
+    key_words: tuple[int, ...]  # indices into words
+    maps: Tensor  # [W, side, side], mean attention of each word's tokens at map_size, unmasked
+    masks: Tensor  # [W, side, side] bool, the pixels used: all of them for a word in `empty`
+    empty: tuple[int, ...]  # words of which nothing survived alpha_m
+    similarity: tuple[float, ...]  # A_i, -1 ... 1
+    tau: tuple[float, ...]  # tau_i by eq. 7, 0 ... 1
+    keys: Mapping[str, Tensor]  # E_k [C] of each cross-attention layer, unit length
+    spatial: tuple[Spatial, ...] = field(default=())  # filled by the edit pass
+
+
+def threshold(alpha_m: float, tokens: int) -> float:
+    """alpha_m for `tokens` tokens: the same multiple of uniform attention as over the paper's 77."""
+    return alpha_m * 77 / tokens
+
+
+def masked(maps: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """(masks [W, N], empty [W]) of maps [W, N]: entries of at least `level`; of a word without any, all."""
+    masks = maps >= level
+    empty = ~masks.any(1)
+    return masks | empty[:, None], empty
+
+
+def embeddings(maps: Tensor, hidden: Tensor, centre: bool) -> Tensor:
+    """E_i [W, C] float64, unit length (eq. 5): the mean of hidden [N, C] under each map [W, N]."""
+    maps, hidden = maps.double(), hidden.double()
+    if centre:
+        hidden = hidden - hidden.mean(0)
+    return F.normalize(maps / maps.sum(1, keepdim=True) @ hidden, dim=1)
+
+
+def key_embedding(words: Tensor) -> Tensor:
+    """E_k [C], unit length: the mean of the key words' embeddings [K, C]."""
+    return F.normalize(words.mean(0), dim=0)
+
+
+def taus(similarity: Sequence[float], key_words: Sequence[int], lambda_tau: float) -> tuple[float, ...]:
+    """tau_i (eq. 7), clipped to 0 ... 1; 0 for key words."""
+    free = (min(max(lambda_tau * (1 - math.exp(a - 1)), 0.0), 1.0) for a in similarity)
+    return tuple(0.0 if i in key_words else tau for i, tau in enumerate(free))
+
+
+def resized(maps: Tensor, side: int) -> Tensor:
+    """Square maps [W, side', side'] at another side, flat [W, N]: box average down, bilinear up."""
+    if side < maps.shape[-1]:
+        maps = F.interpolate(maps[None], (side, side), mode="area")[0]
+    elif side > maps.shape[-1]:
+        maps = F.interpolate(maps[None], (side, side), mode="bilinear", align_corners=False)[0]
+    return maps.flatten(1)
+
+
+def subject(source: Prompt, target: Prompt) -> tuple[Prompt, tuple[int, ...], tuple[int, ...]]:
+    """(prompt to measure, its key words, for each target word its index there). The prompts differ."""
+    alignment = align(source, target)
+    side, key_words = alignment.key_words
+    if side == "target":
+        return target, key_words, tuple(range(len(target.words)))
+    return source, key_words, tuple(pair.source[0] for pair in alignment.pairs)
+
+
+def watched(model: Model, settings: AdapEditConfig) -> frozenset[str]:
+    """The layers the statistics pass observes: with DPS every cross-attention, else those at map_size."""
+    side = {site.name: map_side(site, model.config) for site in model.unet.sites}
+    names, size = cross_sites(model.unet.sites), model.config.map_size
+    at_map_size = frozenset(name for name in names if side[name] == size)
+    if not at_map_size:
+        found = sorted({side[name] for name in names})
+        raise MineditError(f"{model.config.name} has cross-attention maps of sides {found}, expected map_size {size}")
+    return frozenset(names) if settings.dps else at_map_size
+
+
+def statistics(
+    model: Model,
+    prompt: Prompt,
+    key_words: tuple[int, ...],
+    seen: Mapping[str, tuple[Tensor, Tensor]],
+    settings: AdapEditConfig,
+) -> Statistics:
+    """Word maps, similarities, taus and keys from (columns [N, T], hidden [N, C]) of the observed layers."""
+    sites = {site.name: site for site in model.unet.sites if site.name in seen}
+    at_map_size = [name for name, site in sites.items() if map_side(site, model.config) == model.config.map_size]
+    columns = torch.stack([seen[name][0] for name in at_map_size]).mean(0)  # [N, T]
+    maps = torch.stack([columns[:, list(word.tokens)].mean(1) for word in prompt.words])  # [W, N]
+    masks, empty = masked(maps, threshold(settings.alpha_m, columns.shape[1]))
+    visual = [name for name in at_map_size if sites[name].place == "up"] or at_map_size
+    words = embeddings(maps * masks, seen[visual[-1]][1], settings.centre)  # [W, C]
+    similarity = tuple((words @ key_embedding(words[list(key_words)])).tolist())
+    square = maps.unflatten(1, (model.config.map_size, -1))
+    key_maps = (square * masks.view_as(square) if settings.mask else square)[list(key_words)]
+    keys = {}
+    for name, site in sites.items() if settings.dps else ():
+        at_site = resized(key_maps, map_side(site, model.config))
+        keys[name] = key_embedding(embeddings(at_site, seen[name][1], settings.centre)).float()
+    return Statistics(
+        prompt=prompt.text,
+        words=tuple(word.text for word in prompt.words),
+        key_words=key_words,
+        maps=square,
+        masks=masks.view_as(square),
+        empty=tuple(empty.nonzero().flatten().tolist()),
+        similarity=similarity,
+        tau=taus(similarity, key_words, settings.lambda_tau),
+        keys=keys,
+    )
+
+
+def plan(
+    model: Model, source: Prompt, target: Prompt, steps: int, settings: AdapEditConfig, found: Statistics | None
+) -> Plan:
+    """The plan of one prompt pair; `found` is what `measure` returned, None where `settings.measures` is False."""
+    alignment = align(source, target)
+    columns, has_source = column_map(source, target, alignment)
+    measured, _, index = subject(source, target)
+    common = settings.common_tau
+    tau = [found.tau[i] for i in index] if common is None else [common] * len(index)
+    tau = [0.0 if pair.kind == "inserted" else t for pair, t in zip(alignment.pairs, tau, strict=True)]
+    share = sum(t < settings.rest_tau for t in tau) / len(tau)
+    rest = max(0.0, settings.rest - share) if common is None else common
+    sigma = rest if settings.sigma is None else settings.sigma
+    keys = found.keys if found and settings.dps else {}
+    numbers = settings.lambda_s, settings.lambda_sv, settings.centre
+    gates = {name: Gate(key.to(model.device), *numbers) for name, key in keys.items()}
+    gated = settings.inserted == "gated"
+    notes = [f"begin, end and padding follow the source for {rest:.2f} of the run, self-attention for {sigma:.2f}"]
+    if common is not None:
+        notes.append(f"no FWT: words with a source follow it for {common:.2f} of the run")
+    if alignment.disjoint:
+        notes.append("the prompts share no word: every word is a key word")
+    if measured is source:
+        notes.append("words are only removed: the statistics are those of the source prompt")
+    if found and found.empty:
+        notes.append("nothing above alpha_m, map unmasked: " + ", ".join(found.words[i] for i in found.empty))
+    return Plan(
+        cross_sites=cross_sites(model.unet.sites),
+        self_sites=injected_sites(model.unet.sites, model.config),
+        columns=columns.to(model.device),
+        pinned=per_token(target, [first_steps(t, steps) for t in tau], first_steps(rest, steps)),
+        gated=tuple(bool(has) or gated for has in has_source),
+        gates=gates,
+        self_steps=first_steps(sigma, steps),
+        words=tuple(WordPlan(target.words[p.word].text, p.kind, t) for p, t in zip(alignment.pairs, tau, strict=True)),
+        notes=tuple(notes),
+    )
+
+
+def spatial(model: Model, gates: Mapping[str, Gate], step: int, hidden: Mapping[str, Tensor]) -> tuple[Spatial, ...]:
+    """S of each gated layer from the target row's hidden states [N, C] at one step of the edit."""
+    side = {site.name: map_side(site, model.config) for site in model.unet.sites}
+    return tuple(
+        Spatial(name, step, replace(gates[name], scale=1.0).weights(found).cpu().view(side[name], side[name]))
+        for name, found in hidden.items()
+    )

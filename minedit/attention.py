@@ -1,0 +1,230 @@
+"""Attention as data: what a layer does at one step is a `Rule`; here is what a Rule means, twice.
+
+In: q [B,H,N,D], k and v [B,H,T,D], maybe a Rule. Out: [B,H,N,D], and on request the probabilities' columns [B,N,T].
+`eager` is the specification, written to be read; `sdpa` is its algebra on torch's fused kernels. Prompt-to-Prompt
+(Hertz et al., arXiv:2208.01626), AdapEdit (arXiv:2312.08019, Eqs. 8 and 9) and MasaCtrl (arXiv:2304.08465) are Rules.
+
+Letters: B rows of the batch, H heads, N pixels, T tokens (pixels too, in self-attention), D width of a head, C = H·D.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import MineditError
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention layer of a UNet."""
+
+    name: str  # its module name: "input_blocks.1.1.transformer_blocks.0.attn2"
+    kind: str  # "self" | "cross"
+    place: str  # "down" | "mid" | "up"
+    stride: int  # latent side / map side: 1, 2, 4, 8
+    channels: int
+    heads: int
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """AdapEdit's spatial weight λ_S·S_p (Eq. 9), which only the layer can compute: it alone knows E_[V]."""
+
+    key: Tensor  # [C] E_k at this site, a unit vector
+    scale: float  # λ_S
+    slope: float  # λ_S[V]
+    centre: bool  # take the mean over pixels from E_[V] first: hidden states share one large common direction
+
+    def weights(self, hidden: Tensor) -> Tensor:
+        """E_[V] [N,C] of the edited row -> [N] float32 in [0, scale]."""
+        hidden = hidden.float()
+        if self.centre:
+            hidden = hidden - hidden.mean(dim=0)
+        cosine = F.cosine_similarity(hidden, self.key.to(hidden), dim=-1)  # [N]
+        return self.scale * (self.slope * cosine).clamp(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """New probabilities for one row, from its own P_t and a source row's P_s; for pixel p and token j
+
+        M[p,j] = pin_j (P_s R)[p,j] + blend_j [(1 - w_p) (P_s R)[p,j] + w_p P_t[p,j]] + own_j P_t[p,j].
+
+    P_s and P_t are those before any edit. Usually pin + blend + own = 1; reweighting scales them.
+    """
+
+    row: int
+    source: int
+    columns: Tensor | None  # R [T,T], R[i,j]: share of source column i in own column j; None is the identity
+    pin: Tensor  # [T] float32, as are blend and own
+    blend: Tensor
+    own: Tensor
+    gate: Tensor | Gate | None = None  # w [N]; None is 1, with which blend acts as own
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """Which row of the batch each row reads its q, k, v from (None: its own), then edits of probabilities.
+
+    Self-attention injection takes q and k of the source, MasaCtrl k and v. Edits see the rows so chosen, and there is
+    at most one for a row.
+    """
+
+    q_rows: tuple[int, ...] | None = None
+    k_rows: tuple[int, ...] | None = None
+    v_rows: tuple[int, ...] | None = None
+    edits: tuple[Edit, ...] = ()
+
+    def __post_init__(self) -> None:
+        rows = [edit.row for edit in self.edits]
+        if len(set(rows)) < len(rows):
+            raise ValueError(f"edits are for rows {rows}, expected each row once: merge them into one Edit")
+
+    def resolve(self, hidden: Tensor) -> Rule:
+        """The Rule with each Gate replaced by its weights, from the layer's input E_[V] [B,N,C]."""
+        edits = (
+            replace(edit, gate=edit.gate.weights(hidden[edit.row])) if isinstance(edit.gate, Gate) else edit
+            for edit in self.edits
+        )
+        return replace(self, edits=tuple(edits))
+
+    def route(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v with each row read from where the rule says."""
+        chosen = zip((q, k, v), (self.q_rows, self.k_rows, self.v_rows), strict=True)
+        q, k, v = (x if rows is None else torch.stack([x[b] for b in rows]) for x, rows in chosen)
+        return q, k, v
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a watched layer saw at this step."""
+
+    hidden: Tensor  # [B,N,C] the layer-normed input of the layer: E_[V]
+    columns: Tensor  # [B,N,T] float32, probabilities before any edit, mean over heads
+
+
+def eager(
+    q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The specification: materialises the probabilities [B,H,N,T] and applies the rule to the letter, in float32."""
+    rule = rule or Rule()
+    q, k, v = rule.route(q, k, v)
+    with _float32(q):
+        scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5  # [B, H, N, T]
+        probabilities = scores.softmax(dim=-1)
+        rows = list(probabilities)  # of [H, N, T]
+        for edit in rule.edits:
+            own, source = probabilities[edit.row], probabilities[edit.source]
+            if edit.columns is not None:
+                source = source @ edit.columns.to(source)
+            pin, blend, keep = (x.to(own) for x in (edit.pin, edit.blend, edit.own))
+            w = 1.0 if edit.gate is None else edit.gate.to(own)[:, None]  # [N, 1]
+            rows[edit.row] = pin * source + blend * ((1 - w) * source + w * own) + keep * own
+        out = (torch.stack(rows) @ v.float()).to(v.dtype)  # [B, H, N, D]
+    return (out, probabilities.mean(dim=1)) if columns else out
+
+
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`eager` without the probabilities: they enter the output linearly, so weights on columns are weights on values,
+
+        out = P_s R diag(pin) V + (1 - w) P_s R diag(blend) V + w P_t diag(blend) V + P_t diag(own) V.
+
+    One call for all rows, two more for each edited row. [B,N,T] exists only when `columns` asks for it.
+    """
+    rule = rule or Rule()
+    q, k, v = rule.route(q, k, v)
+    values = list(v)  # of [H, T, D]
+    for edit in rule.edits:
+        values[edit.row] = _scaled(edit.own if edit.gate is not None else edit.own + edit.blend, v[edit.row])
+    out = F.scaled_dot_product_attention(q, k, torch.stack(values) if rule.edits else v)  # [B, H, N, D]
+    if rule.edits:
+        rows = list(out)  # of [H, N, D]
+        for edit in rule.edits:
+            rows[edit.row] = (rows[edit.row].float() + _borrowed(q, k, v, edit)).to(out.dtype)
+        out = torch.stack(rows)
+    return (out, _columns(q, k)) if columns else out
+
+
+def _borrowed(q: Tensor, k: Tensor, v: Tensor, edit: Edit) -> Tensor:
+    """All of an edited row but P_t diag(own) V: [H,N,D] float32."""
+    s, t = edit.source, edit.row
+    if edit.gate is None:
+        return _call(q[s], k[s], _scaled(edit.pin, v[t], edit.columns))[0]
+    # Values stacked as rows of a batch, not as wider heads: the fused kernels want q and v of one width.
+    pinned, blended = _call(q[s], k[s], *(_scaled(x, v[t], edit.columns) for x in (edit.pin, edit.blend)))
+    (own,) = _call(q[t], k[t], _scaled(edit.blend, v[t]))
+    w = edit.gate.to(own)[:, None]  # [N, 1]
+    return pinned + (1 - w) * blended + w * own
+
+
+def _call(q: Tensor, k: Tensor, *values: Tensor) -> Tensor:
+    """Attention of one row for several sets of values [H,T,D] -> [sets,H,N,D] float32."""
+    n = len(values)
+    return F.scaled_dot_product_attention(q.expand(n, *q.shape), k.expand(n, *k.shape), torch.stack(values)).float()
+
+
+def _scaled(weights: Tensor, v: Tensor, columns: Tensor | None = None) -> Tensor:
+    """R diag(weights) V: [H,T,D], computed in float32, in v's dtype."""
+    scaled = weights.to(v.device)[:, None] * v.float()
+    if columns is not None:
+        with _float32(v):
+            scaled = columns.to(scaled) @ scaled
+    return scaled.to(v.dtype)
+
+
+def _columns(q: Tensor, k: Tensor) -> Tensor:
+    """Probabilities, mean over heads: [B,N,T] float32, one head at a time."""
+    heads, width = q.shape[1], q.shape[-1]
+    total = 0.0
+    with _float32(q):
+        for h in range(heads):
+            total = total + (q[:, h].float() @ k[:, h].float().transpose(-1, -2) / width**0.5).softmax(dim=-1)
+    return total / heads
+
+
+def _float32(x: Tensor) -> torch.autocast:
+    """Matrix products in float32 even inside a caller's autocast."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+Attend = Callable[..., Tensor | tuple[Tensor, Tensor]]  # the signature of `eager`
+
+
+@dataclass(frozen=True, eq=False)
+class Attn:
+    """What every attention layer of a UNet does at this step."""
+
+    attend: Attend = sdpa
+    rules: Mapping[str, Rule] = field(default_factory=dict)  # by site name
+    watch: frozenset[str] = frozenset()  # site names
+    seen: dict[str, Seen] = field(default_factory=dict)  # filled by the watched layers
+
+
+def backend(name: str) -> Attend:
+    """The attention function called "eager", "sdpa", "auto" or, a user's own, "module:function".
+
+    Raises MineditError for any other name and for a function that cannot be imported.
+    """
+    if name == "auto":
+        return sdpa
+    known = {"eager": eager, "sdpa": sdpa}
+    if name in known:
+        return known[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise MineditError(f"attention {name!r} is unknown; expected {', '.join(known)}, auto or module:function")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise MineditError(f"attention {name!r}: cannot import {module!r} ({error}); is it on the path?") from error
+    if not callable(found):
+        raise MineditError(f"attention {name!r}: {module!r} has no function {function!r}; expected module:function")
+    return found

@@ -1,0 +1,239 @@
+"""The public verbs. `generate`: prompts -> pictures. `edit`: a prompt pair -> the source picture and its edit.
+
+Methods of `edit`: "adapedit", "p2p" (Prompt-to-Prompt) and "fixed-seed" (the target prompt from the same noise, no
+attention edit). Both pictures of a pair come from one run of four UNet rows; AdapEdit runs a statistics pass before it.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from minedit import adapedit, p2p
+from minedit.adapedit import AdapEditConfig, Statistics
+from minedit.checkpoint import Model
+from minedit.config import MineditError
+from minedit.image import to_pil
+from minedit.p2p import P2PConfig
+from minedit.plan import TARGET, Plan, WordPlan
+from minedit.sample import Run
+from minedit.tokens import Prompt, align
+
+METHODS = {"adapedit": AdapEditConfig, "p2p": P2PConfig, "fixed-seed": None}  # and their settings
+Progress = Callable[[int, int], None]  # steps done and steps in all, the statistics pass included
+
+
+@dataclass(frozen=True)
+class Generated:
+    images: list[Image]
+    latents: Tensor  # [B, 4, h, w] float32 on the CPU, what the VAE decodes
+
+
+@dataclass(frozen=True)
+class EditResult:
+    source: Image
+    edited: Image
+    source_latent: Tensor  # [1, 4, h, w] float32 on the CPU, what the VAE decodes
+    edited_latent: Tensor
+    words: tuple[WordPlan, ...]  # of the target prompt: text, kind, tau
+    notes: tuple[str, ...]  # what a reader should know of how the edit was decided, a sentence each
+    settings: dict  # JSON values: model, dtype, attention, and the arguments of `edit` that make this result again
+    seconds: float
+    statistics: Statistics | None  # AdapEdit's word maps, similarities and pixel gates; None where it needs none
+
+
+def generate(
+    sd: Model,
+    prompts: str | Sequence[str],
+    seed: int | Sequence[int] = 0,
+    steps: int = 50,
+    guidance: float = 7.5,
+    eta: float = 0.0,
+    progress: Progress | None = None,
+) -> Generated:
+    """One picture per prompt.
+
+    Args:
+        prompts: B prompts, or one.
+        seed: of every prompt, or one each; a single prompt is drawn once for each of several seeds.
+        steps: DDIM steps, 1 ... 1000.
+        guidance: classifier-free guidance scale, 0 or more.
+        eta: 0 deterministic ... 1 ancestral sampling.
+        progress: called after every step.
+
+    Raises:
+        MineditError: an empty or over-long prompt, or a number out of range.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed] * len(prompts)
+    if len(prompts) == 1:
+        prompts = prompts * len(seeds)
+    if not prompts or len(seeds) != len(prompts):
+        raise MineditError(f"{len(prompts)} prompts and {len(seeds)} seeds; expected one seed for all, or one each")
+    run = Run(steps, guidance, eta)
+    for prompt, each in zip(prompts, seeds, strict=True):
+        _prompt(sd, prompt)
+        _check_seed(each)
+    for step in run(sd, prompts, seeds, _ticker(progress, steps)):
+        latents = step.latents
+    latents = latents.cpu() / sd.config.latent_scale
+    return Generated(_pictures(sd, latents), latents)
+
+
+def edit(
+    sd: Model,
+    source: str,
+    target: str,
+    method: str = "adapedit",
+    *,
+    seed: int = 0,
+    steps: int = 50,
+    guidance: float = 7.5,
+    eta: float = 0.0,
+    settings: AdapEditConfig | P2PConfig | None = None,
+    progress: Progress | None = None,
+    **overrides: object,
+) -> EditResult:
+    """The picture of `source` and its edit into `target`, from one noise.
+
+    Args:
+        method: "adapedit", "p2p" or "fixed-seed".
+        seed, steps, guidance, eta, progress: as in `generate`.
+        settings: the method's; None for its defaults.
+        overrides: single fields of `settings` by name: `tau=0.5`, `lambda_s=0.9`, `dps=False`, `reweight={"red": 2}`.
+
+    Prompts with the same words give the same picture twice, bit for bit, unless words are reweighted.
+
+    Raises:
+        MineditError: an empty or over-long prompt, an unknown method or setting, or a number out of range.
+    """
+    began = time.perf_counter()
+    run, chosen = Run(steps, guidance, eta), method_settings(method, settings, overrides)
+    _check_seed(seed)
+    pair = _prompt(sd, source), _prompt(sd, target)
+    identical = align(*pair).identical and not (isinstance(chosen, P2PConfig) and chosen.reweight)
+    measuring = isinstance(chosen, AdapEditConfig) and chosen.measures and not identical
+    tick = _ticker(progress, steps + ((chosen.fwt_steps or steps) if measuring else 0))
+    found, spatial = None, []
+    if measuring:
+        found = measure(sd, *pair, seed, run, chosen, tick)
+    plan = _plan(sd, *pair, steps, None if identical else chosen, found)
+    prompts = [source] if identical else [source, target]
+    looks = (steps // 4, steps // 2, steps - 1)
+    for step in run(sd, prompts, [seed] * len(prompts), tick, plan.rules, frozenset(plan.gates), looks):
+        hidden = {name: seen.hidden[TARGET] for name, seen in step.seen.items()}
+        spatial += adapedit.spatial(sd, plan.gates, step.index, hidden)
+        latents = step.latents
+    latents = latents.cpu() / sd.config.latent_scale
+    images = _pictures(sd, latents)
+    same = ("the prompts are the same words: the edit is the source",) if identical else ()
+    return EditResult(
+        source=images[0],
+        edited=images[-1].copy(),
+        source_latent=latents[:1],
+        edited_latent=latents[-1:].clone(),
+        words=plan.words,
+        notes=(*same, *plan.notes, *_unknown(sd, pair)),
+        settings={
+            "model": sd.config.name,
+            "dtype": str(sd.dtype).removeprefix("torch."),
+            "attention": sd.attention,
+            "source": source,
+            "target": target,
+            "method": method,
+            "seed": seed,
+            **asdict(run),
+            **(asdict(chosen) if chosen else {}),
+        },
+        seconds=time.perf_counter() - began,
+        statistics=replace(found, spatial=tuple(spatial)) if found else None,
+    )
+
+
+def measure(
+    sd: Model,
+    source: Prompt,
+    target: Prompt,
+    seed: int,
+    run: Run,
+    settings: AdapEditConfig,
+    tick: Callable[[], None] = lambda: None,
+) -> Statistics:
+    """AdapEdit's statistics pass: the target (or source) prompt alone, from the noise of `seed`."""
+    prompt, key_words, _ = adapedit.subject(source, target)
+    run = replace(run, steps=settings.fwt_steps or run.steps)
+    looks = range(run.steps - 1 if settings.statistics == "last" else 0, run.steps)
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    for step in run(sd, [prompt.text], [seed], tick, names=adapedit.watched(sd, settings), looks=looks):
+        for name, seen in step.seen.items():
+            columns, hidden = seen.columns[1].float(), seen.hidden[1].float()  # row 1: conditional; [N, T], [N, C]
+            sums[name] = (sums[name][0] + columns, sums[name][1] + hidden) if name in sums else (columns, hidden)
+    means = {name: (columns.cpu() / len(looks), hidden.cpu() / len(looks)) for name, (columns, hidden) in sums.items()}
+    return adapedit.statistics(sd, prompt, key_words, means, settings)
+
+
+def method_settings(
+    method: str, settings: AdapEditConfig | P2PConfig | None, overrides: Mapping[str, object]
+) -> AdapEditConfig | P2PConfig | None:
+    """The settings of a method with single fields replaced; None for "fixed-seed", which has none."""
+    if method not in METHODS:
+        raise MineditError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    kind = METHODS[method]
+    names = [field.name for field in fields(kind)] if kind else []
+    unknown = sorted(set(overrides) - set(names))
+    if unknown:
+        raise MineditError(f"{method} has no setting {', '.join(unknown)}; it has {', '.join(names) or 'none'}")
+    if settings is not None and (kind is None or not isinstance(settings, kind)):
+        wanted = kind.__name__ if kind else "no settings"
+        raise MineditError(f"{method} got {type(settings).__name__}, expected {wanted}")
+    return replace(settings or kind(), **overrides) if kind else None
+
+
+def _plan(
+    sd: Model,
+    source: Prompt,
+    target: Prompt,
+    steps: int,
+    settings: AdapEditConfig | P2PConfig | None,
+    found: Statistics | None,
+) -> Plan:
+    """The plan of a pair; without settings the empty one, which is that of the fixed seed."""
+    if isinstance(settings, AdapEditConfig):
+        return adapedit.plan(sd, source, target, steps, settings, found)
+    if isinstance(settings, P2PConfig):
+        return p2p.plan(sd, source, target, steps, settings)
+    return Plan(words=tuple(WordPlan(target.words[p.word].text, p.kind, 0.0) for p in align(source, target).pairs))
+
+
+@torch.inference_mode()
+def _pictures(sd: Model, latents: Tensor) -> list[Image]:
+    return to_pil(sd.vae.decode(latents.to(sd.device, sd.dtype)))
+
+
+def _prompt(sd: Model, text: str) -> Prompt:
+    if not isinstance(text, str) or not text.strip():
+        raise MineditError(f"prompt is {text!r}, expected a text; write what the picture shows")
+    prompt = sd.tokenizer.encode(text)
+    if not prompt.words:
+        raise MineditError(f"prompt {text!r} has no words; write what the picture shows")
+    return prompt
+
+
+def _unknown(sd: Model, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """A note on the words that the model was never trained on."""
+    words = dict.fromkeys(word for prompt in prompts for word in sd.tokenizer.unknown(prompt))
+    return (f"{sd.config.name} was never trained on: {', '.join(words)}",) if words else ()
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise MineditError(f"seed is {seed!r}, expected a whole number, 0 or more")
+
+
+def _ticker(progress: Progress | None, total: int) -> Callable[[], None]:
+    """A function that reports one step more each time it is called."""
+    counter = iter(range(1, total + 1))
+    return (lambda: progress(next(counter), total)) if progress else (lambda: None)

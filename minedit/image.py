@@ -1,0 +1,110 @@
+"""Pictures: PIL <-> float tensors [B,3,H,W] in [-1,1], captioned grids, PNG files with their settings in them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from .config import MineditError
+
+METADATA = "minedit"  # keyword of the PNG text chunk
+MARGIN = 6  # pixels, between the pictures of a grid and around its captions
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """PIL picture -> [1,3,H,W] float32 in [-1,1]."""
+    array = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1
+    return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """[B,3,H,W], about [-1,1], clamped -> B PIL pictures. Raises MineditError for NaN or infinity."""
+    if not torch.isfinite(images).all():
+        raise MineditError(f"picture in {images.dtype} holds NaN or infinity, expected numbers; try dtype float32")
+    array = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(a) for a in array]
+
+
+def grid(images: Sequence[Image.Image], captions: Sequence[str] = (), columns: int | None = None) -> Image.Image:
+    """Pictures in rows of `columns` (default: all side by side) on white, each with its caption below, wrapped.
+
+    Cells are as large as the largest picture. Raises ValueError for no pictures or as many captions as do not fit.
+    """
+    if not images or (captions and len(captions) != len(images)):
+        raise ValueError(f"{len(captions)} captions for {len(images)} pictures, expected as many, or none")
+    columns = min(columns or len(images), len(images))
+    rows = -(-len(images) // columns)
+    width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
+    font = ImageFont.load_default(max(12, width // 24))
+    texts = [_wrapped(caption, font, width) for caption in captions or [""] * len(images)]
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    below = max(pen.multiline_textbbox((0, 0), text, font)[3] for text in texts) + MARGIN if captions else 0
+
+    cell = (width + MARGIN, height + MARGIN + int(below))
+    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (image, text) in enumerate(zip(images, texts, strict=True)):
+        x, y = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
+        sheet.paste(image, (x, y))
+        pen.multiline_text((x, y + height + MARGIN // 2), text, fill="black", font=font)
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text's words in lines at most `width` pixels long, a longer word alone on its line."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a temporary file beside `path`, then rename it: `path` is never half written.
+
+    Makes missing folders. Raises MineditError where the file system refuses.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(path)
+    except OSError as error:
+        raise MineditError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
+    finally:
+        if part.exists():
+            part.unlink()
+
+
+def save(path: str | Path, image: Image.Image, settings: Mapping | None = None) -> None:
+    """Write a PNG, with `settings` as JSON in its text chunk "minedit". Raises MineditError as `write_whole` does."""
+    info = PngInfo()
+    if settings is not None:
+        info.add_text(METADATA, json.dumps(settings))
+    write_whole(path, lambda part: image.save(part, format="PNG", pnginfo=info))
+
+
+def settings(path: str | Path) -> dict:
+    """The settings that `save` put into a PNG. Raises MineditError for files without them."""
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(METADATA)
+    except UnidentifiedImageError as error:
+        raise MineditError(f"{path} is not a picture; expected a PNG that minedit wrote") from error
+    except OSError as error:
+        raise MineditError(f"cannot read {path} ({error.strerror or error}); expected a PNG minedit wrote") from error
+    if text is None:
+        raise MineditError(f"{path} holds no settings; expected a PNG that minedit wrote, unchanged since")
+    return json.loads(text)

@@ -1,0 +1,1 @@
+"""The embedded picture-book world: renderer, captions, training and the judge."""

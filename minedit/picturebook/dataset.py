@@ -1,0 +1,64 @@
+"""The drawn training set: images on disk, drawn once; captions anew at every look."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minedit.image import to_tensor
+from minedit.picturebook.draw import stream
+from minedit.picturebook.factors import Factors, held_out, random_factors
+from minedit.picturebook.scene import scene
+
+
+def factors_of(seed: int, index: int, unseen: bool = False) -> Factors:
+    """The factors of scene `index`, of the training compositions or of the held-out ones."""
+    return _composition(stream(seed, f"{'unseen' if unseen else 'seen'}:{index}"), unseen)
+
+
+def drawings(rng: random.Random, count: int, size: int, unseen: bool = False) -> Tensor:
+    """`count` scenes drawn now, of the training compositions or of the held-out ones: [count,3,size,size] in [-1,1]."""
+    images = [to_tensor(scene(_composition(rng, unseen), rng.getrandbits(48), size).image) for _ in range(count)]
+    return torch.cat(images)
+
+
+def _composition(rng: random.Random, unseen: bool) -> Factors:
+    while True:
+        factors = random_factors(rng)
+        if held_out(factors) == unseen:
+            return factors
+
+
+class Drawings:
+    """`count` scenes of `size` × `size` pixels, uint8 on disk in `folder`; held-out compositions if `unseen`.
+
+    They are drawn at the first use, which takes about 2 ms a scene, and read from the file after that.
+    """
+
+    def __init__(self, folder: Path, count: int, size: int, seed: int, unseen: bool = False) -> None:
+        self.factors = [factors_of(seed, i, unseen) for i in range(count)]
+        self.seeds = [seed * 1_000_000_007 + i + (500_000_000 if unseen else 0) for i in range(count)]
+        file = folder / f"drawings-{'unseen' if unseen else 'seen'}-{count}-{size}-{seed}.npy"
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".tmp")
+            array = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, size, size, 3))
+            for i in tqdm(range(count), desc=f"drawing {count} scenes", mininterval=5):
+                array[i] = np.asarray(scene(self.factors[i], self.seeds[i], size).image)
+            array.flush()
+            os.replace(partial, file)
+        self.images = np.load(file, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def tensor(self, indices: list[int]) -> Tensor:
+        """[len(indices),3,size,size] float32 in [-1,1]."""
+        stacked = torch.from_numpy(self.images[np.asarray(indices)].copy())
+        return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1

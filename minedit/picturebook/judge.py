@@ -1,0 +1,161 @@
+"""`minedit judge`: what the embedded model can do, measured on held-out compositions.
+
+Three figures: how well the autoencoder reconstructs, which factors the judge network reads off generated pictures, and
+how local the maps of the words are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import count as integers
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from minedit.attention import Attn
+from minedit.checkpoint import Model, load, weights_folder
+from minedit.config import MineditError
+from minedit.ddim import alphas_cumprod
+from minedit.edit import generate
+from minedit.image import to_tensor
+from minedit.picturebook.captions import Caption, caption
+from minedit.picturebook.dataset import Drawings, drawings, factors_of
+from minedit.picturebook.draw import stream
+from minedit.picturebook.factors import Factors
+from minedit.picturebook.scene import scene
+from minedit.picturebook.train_judge import LABELS, Judge, accuracy, load_judge
+from minedit.picturebook.train_vae import psnr, reconstruct
+from minedit.plan import map_side
+from minedit.sample import embed
+from minedit.tokens import Prompt
+
+GOALS = {"subject": 0.95, "place": 0.95, "colour": 0.90, "pose": 0.85, "count": 0.85}
+RENDERINGS = 1024  # held-out renderings that the judge itself is measured on
+MAP_TIMES = tuple(range(101, 902, 100))  # noise levels the word maps are averaged over
+INSIDE = 0.25  # a map cell is in the subject if at least this share of it is
+
+Asked = list[tuple[Factors, Caption]]
+
+
+def reconstruction(model: Model, count: int = 128, seed: int = 1) -> float:
+    """Mean PSNR in dB of the autoencoder on `count` renderings of held-out compositions."""
+    images = drawings(stream(seed, "reconstruction"), count, model.config.image_size, unseen=True).to(model.device)
+    return psnr(images, reconstruct(model.vae, images)).mean().item()
+
+
+def prompts(count: int, seed: int) -> Asked:
+    """Captions of held-out compositions that name place, pose or count, and most colours; fixed by the seed."""
+    found = []
+    for i in range(count):
+        rng, factors = stream(seed, f"prompt:{i}"), factors_of(seed, i, unseen=True)
+        besides = frozenset(key for key in ("colour", "size", "time", "held") if rng.random() < 0.6)
+        found.append((factors, caption(factors, rng, besides | {"place", "pose", "count"})))
+    return found
+
+
+def judged(
+    model: Model, judge: Judge, asked: Asked, steps: int = 50, guidance: float = 7.5, batch: int = 20
+) -> dict[str, tuple[int, int]]:
+    """(pictures read correctly, pictures asked for) of each factor that captions name; picture i has seed i."""
+    table = dict.fromkeys(LABELS, (0, 0))
+    for start in tqdm(range(0, len(asked), batch), desc=f"{batch} pictures each"):
+        part = asked[start : start + batch]
+        seeds = list(range(start, start + len(part)))
+        out = generate(model, [said.text for _, said in part], seed=seeds, steps=steps, guidance=guidance)
+        images = torch.cat([to_tensor(image) for image in out.images])
+        for factor, (right, total) in table.items():
+            hits = [
+                value == getattr(factors, factor)
+                for (factors, said), value in zip(part, judge.read(images, factor), strict=True)
+                if factor in said.named
+            ]
+            table[factor] = (right + sum(hits), total + len(hits))
+    return {factor: (right, total) for factor, (right, total) in table.items() if total}
+
+
+@torch.inference_mode()
+def word_maps(model: Model, count: int = 200, seed: int = 2026) -> dict[str, float]:
+    """How local the maps of subject and place words are, on renderings of training compositions with one subject.
+
+    A rendering is encoded and noised to MAP_TIMES; the maps of all cross-attention layers of side `map_size` are
+    averaged over heads, layers and times. Returns shares of captions: `subject_inside`, the largest cell of the
+    subject word's map lies in the subject; `place_outside`, that of the place word's does not; and `subject_iou`, the
+    mean intersection over union of the subject's cells with the map above half its maximum.
+    """
+    single = (i for i in integers() if factors_of(seed + 1, i).count == 1)
+    rows = [_locality(model, i, seed) for i in islice(single, count)]
+    return dict(zip(("subject_inside", "place_outside", "subject_iou"), np.mean(rows, axis=0).tolist(), strict=True))
+
+
+def _locality(model: Model, index: int, seed: int) -> tuple[bool, bool, float]:
+    """(subject's maximum inside, place's maximum outside, subject's intersection over union) of one rendering."""
+    factors, side = factors_of(seed + 1, index), model.config.map_size
+    drawn = scene(factors, seed + index + 1, model.config.image_size)
+    said = caption(factors, stream(seed, f"words:{index}"), frozenset({"place", "pose", "colour"}))
+    prompt, columns = model.tokenizer.encode(said.text), _columns(model, drawn.image, said.text, seed + index + 1)
+    subject, place = (_word_map(columns, prompt, word) for word in (said.subject_word, said.place_word))
+    cells = np.asarray(drawn.mask.reduce(model.config.image_size // side), dtype=np.float32).ravel() / 255
+    hot, body = subject > subject.max() / 2, cells >= 0.5
+    iou = (hot & body).sum() / max(1, (hot | body).sum())
+    return cells[subject.argmax()] >= INSIDE, cells[place.argmax()] < INSIDE, iou
+
+
+def _columns(model: Model, image: Image.Image, text: str, seed: int) -> np.ndarray:
+    """The averaged cross-attention probabilities [N,T] of the noised picture."""
+    cross = [site for site in model.unet.sites if site.kind == "cross"]
+    watch = [site.name for site in cross if map_side(site, model.config) == model.config.map_size]
+    moments = model.vae.encode(to_tensor(image).to(model.device, model.dtype))
+    mean = moments.chunk(2, dim=1)[0].float() * model.config.latent_scale
+    times, generator = torch.tensor(MAP_TIMES), torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn(len(times), *mean.shape[1:], generator=generator).to(mean)
+    a = alphas_cumprod().float()[times][:, None, None, None].to(mean)
+    attn = Attn(attend=model.attend, watch=frozenset(watch), seen={})
+    context = embed(model, [text]).expand(len(times), -1, -1)
+    model.unet((a.sqrt() * mean + (1 - a).sqrt() * noise).to(model.dtype), times.to(model.device), context, attn)
+    return torch.stack([attn.seen[name].columns for name in watch]).mean((0, 1)).cpu().numpy()  # [N, T]
+
+
+def _word_map(columns: np.ndarray, prompt: Prompt, text: str) -> np.ndarray:
+    """Mean column [N] of the last word spelt `text`."""
+    word = [word for word in prompt.words if word.text == text][-1]
+    return columns[:, list(word.tokens)].mean(1)
+
+
+def main(argv: list[str]) -> int:
+    """Print the tables. Raises MineditError where the checkpoint or the judge is missing."""
+    args = _arguments(argv)
+    model, judge = load(args.model, device=args.device), load_judge(weights_folder() / "picturebook-judge.safetensors")
+    print(f"{model.config.name}: {args.images} held-out captions, {args.steps} steps, guidance {args.guidance}")
+    print(f"reconstruction of held-out renderings  {reconstruction(model):.1f} dB PSNR (goal 31)", flush=True)
+    maps = word_maps(model, args.images)
+    print(f"largest value of the subject word's map in the subject  {maps['subject_inside']:.1%} (goal 85 %)")
+    print(f"largest value of the place word's map outside it        {maps['place_outside']:.1%} (goal 85 %)")
+    print(f"mean IoU of the thresholded subject map                 {maps['subject_iou']:.2f}", flush=True)
+    renderings = Drawings(args.runs / "data", RENDERINGS, model.config.image_size, args.seed, unseen=True)
+    read = accuracy(judge, renderings, RENDERINGS)
+    table = judged(model, judge, prompts(args.images, args.seed), args.steps, args.guidance)
+    print(f"{'factor':10}{'judge on renderings':>21}{'generated pictures':>22}{'goal':>8}")
+    for factor, (right, total) in table.items():
+        goal = f"{GOALS[factor]:.0%}" if factor in GOALS else ""
+        print(f"{factor:10}{read[factor]:>20.1%} {right / total:>12.1%} of {total:<5}{goal:>8}")
+    return 0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser("minedit judge", description=__doc__, formatter_class=formatter)
+    parser.add_argument("--model", help="checkpoint; the embedded one if not given")
+    parser.add_argument("--images", type=int, default=200, help="pictures to generate and captions to map")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps a picture")
+    parser.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance scale")
+    parser.add_argument("--seed", type=int, default=2026, help="of the prompts; picture i starts from noise i")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder whose data/ keeps the renderings")
+    args = parser.parse_args(argv)
+    if args.images < 1:
+        raise MineditError(f"--images is {args.images}, expected 1 or more")
+    return args

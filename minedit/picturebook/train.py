@@ -1,0 +1,129 @@
+"""`minedit train STAGE`: draw the world, train the parts of the embedded model, assemble the checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minedit.attention import sdpa
+from minedit.checkpoint import Model, save, tokenizer
+from minedit.config import PICTUREBOOK, Config, MineditError
+from minedit.picturebook.dataset import Drawings
+from minedit.picturebook.fit import Training
+from minedit.picturebook.train_judge import load_judge, save_judge, train_judge
+from minedit.picturebook.train_text import clip_model, train_text
+from minedit.picturebook.train_unet import cached_latents, conditions, train_unet
+from minedit.picturebook.train_vae import train_vae
+from minedit.text import TextEncoder
+from minedit.unet import UNet
+from minedit.vae import VAE
+
+STEPS = {"vae": 5000, "text": 1500, "unet": 6000, "judge": 3000}
+STAGES = (*STEPS, "assemble")
+FEWEST = 256  # training scenes: a few batches
+UNSEEN = 2048  # held-out renderings for evaluation
+
+
+def main(argv: list[str]) -> int:
+    """Run one stage, or all; every stage resumes where it was stopped.
+
+    Raises MineditError for arguments that cannot be, and where an earlier stage is missing.
+    """
+    args = _arguments(argv)
+    for stage in STAGES if args.stage == "all" else (args.stage,):
+        if stage == "assemble":
+            assemble(PICTUREBOOK, args.runs, args.out)
+        else:
+            _train(stage, PICTUREBOOK, args)
+    return 0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser("minedit train", description=__doc__, formatter_class=formatter)
+    parser.add_argument("stage", choices=(*STAGES, "all"), help="in this order; assemble writes the checkpoint")
+    parser.add_argument("--steps", type=int, help=f"optimiser steps; None: by stage, {STEPS}")
+    parser.add_argument("--scenes", type=int, default=24000, help="training scenes to draw, 49 kB each on disk")
+    parser.add_argument("--device", default=default, help="cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights, scenes, captions and noise")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training state, logs and data")
+    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of checkpoint, CLIP and judge")
+    args = parser.parse_args(argv)
+    if args.scenes < FEWEST:
+        raise MineditError(f"--scenes is {args.scenes}, expected at least {FEWEST}, a few batches")
+    if args.steps is not None and args.steps < 1:
+        raise MineditError(f"--steps is {args.steps}, expected 1 or more")
+    return args
+
+
+def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
+    run = Training(args.runs / stage, args.steps or STEPS[stage], args.device, args.seed)
+    data, size = args.runs / "data", config.image_size
+    if stage == "vae":
+        _keep(train_vae(config, run), run.folder)
+        return
+    seen = Drawings(data, args.scenes, size, run.seed)
+    if stage == "unet":
+        vae = _trained(VAE(config.vae), args.runs / "vae").to(run.device, memory_format=torch.channels_last)
+        file = data / f"latents-{args.scenes}-{run.seed}.safetensors"
+        latents = cached_latents(vae, seen, file, config.latent_scale)
+        read = conditions(text_tower(config, args.runs), tokenizer(config), run.device)
+        _keep(train_unet(config.unet, read, seen.factors, latents, run), run.folder)
+        return
+    unseen = Drawings(data, UNSEEN, size, run.seed, unseen=True)
+    if stage == "text":
+        _keep(train_text(config, tokenizer(config), seen, unseen, run), run.folder)
+    else:
+        save_judge(train_judge(seen, unseen, run), run.folder / "judge.safetensors")
+
+
+def text_tower(config: Config, runs: Path) -> TextEncoder:
+    """The text encoder of the trained CLIP. Raises MineditError where there is none yet."""
+    clip, text = _trained(clip_model(config), runs / "text"), TextEncoder(config.text)
+    wanted = text.clip.state_dict()
+    tower = {name.removeprefix("text_model."): tensor for name, tensor in clip.text_model.state_dict().items()}
+    text.clip.load_state_dict({name: tower[name.removeprefix("text_model.")] for name in wanted})
+    return text
+
+
+def assemble(config: Config, runs: Path, out: Path) -> None:
+    """Write `picturebook.safetensors` (float16) and the CLIP, and the judge where it is trained; print their sizes.
+
+    Raises MineditError where a part is not trained yet.
+    """
+    unet, vae = _trained(UNet(config.unet), runs / "unet"), _trained(VAE(config.vae), runs / "vae")
+    text = text_tower(config, runs)
+    model = Model(unet, vae, text, tokenizer(config), config, sdpa, "sdpa", torch.device("cpu"), torch.float32)
+    save(model, out / "picturebook.safetensors", dtype="float16")
+    clip = _trained(clip_model(config), runs / "text").half().state_dict()
+    _write({name: t for name, t in clip.items() if t.is_floating_point()}, out / "picturebook-clip.safetensors")
+    if (runs / "judge" / "judge.safetensors").exists():
+        save_judge(load_judge(runs / "judge" / "judge.safetensors"), out / "picturebook-judge.safetensors")
+    for file in sorted(out.glob("picturebook*.safetensors")):
+        print(f"{file}  {file.stat().st_size / 2**20:.1f} MiB")
+
+
+def _keep(module: nn.Module, folder: Path) -> None:
+    _write(module.state_dict(), folder / "final.safetensors")
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    """All or nothing: written under another name, then renamed."""
+    partial = path.with_suffix(".tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    os.replace(partial, path)
+
+
+def _trained(module: nn.Module, folder: Path) -> nn.Module:
+    """`module` with what `_keep` wrote."""
+    file = folder / "final.safetensors"
+    if not file.is_file():
+        raise MineditError(f"{file} is not there yet; run `minedit train {folder.name}` first")
+    module.load_state_dict(load_file(file))
+    return module

@@ -1,0 +1,108 @@
+"""Stage 3: the UNet, predicting ε on cached latents (Ho et al., 2020) under frozen captions' embeddings.
+
+10 % of the captions are dropped for classifier-free guidance (Ho & Salimans, 2022). Squared errors are weighted by
+min(SNR, 5)/SNR (Hang et al., 2023), which spends a short training on the noise levels that decide what is where.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from minedit.attention import Attn, Rule
+from minedit.config import UNetConfig
+from minedit.ddim import alphas_cumprod
+from minedit.picturebook.captions import caption
+from minedit.picturebook.dataset import Drawings
+from minedit.picturebook.draw import stream
+from minedit.picturebook.factors import Factors
+from minedit.picturebook.fit import Training, fit
+from minedit.picturebook.train_text import Ids
+from minedit.text import TextEncoder
+from minedit.tokens import Tokenizer
+from minedit.unet import UNet
+from minedit.vae import VAE
+
+DROPPED = 0.10  # captions replaced by the empty prompt
+BLIND = 0.85  # of the rest: end-of-text and padding states replaced by the empty prompt's, see `conditions`
+SNR_CAP = 5.0
+
+Latents = tuple[Tensor, Tensor]  # means, standard deviations: [N,4,h,w] float16, times the latent scale
+Conditions = Callable[[list[str], random.Random], Tensor]  # captions, chances -> [B,T,width]
+
+
+@torch.no_grad()
+def cached_latents(vae: VAE, drawings: Drawings, file: Path, scale: float, batch: int = 32) -> Latents:
+    """The scaled latents of all drawings, from `file` or encoded now, where the autoencoder is, and kept there."""
+    if not file.exists():
+        device = next(vae.parameters()).device
+        means, stds = [], []
+        for i in tqdm(range(0, len(drawings), batch), desc="encoding", mininterval=5):
+            x = drawings.tensor(list(range(i, min(i + batch, len(drawings)))))
+            mean, logvar = vae.encode(x.to(device, memory_format=torch.channels_last)).chunk(2, dim=1)
+            means.append((mean * scale).half().cpu())
+            stds.append((logvar.clamp(-30, 20) / 2).exp().mul(scale).half().cpu())
+        partial = file.with_suffix(".tmp")
+        save_file({"means": torch.cat(means).contiguous(), "stds": torch.cat(stds).contiguous()}, partial)
+        os.replace(partial, file)
+    kept = load_file(file)
+    return kept["means"], kept["stds"]
+
+
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False) -> Tensor:
+    """Plain attention by two matrix products: on CPU its backward pass beats the fused kernel's at 256 pixels."""
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1).to(v.dtype) @ v
+
+
+def conditions(text: TextEncoder, tokenizer: Tokenizer, device: str) -> Conditions:
+    """How the UNet reads captions: their text states [B,T,width], most of them blinded.
+
+    The causal tower's end-of-text state knows the whole sentence. Left alone, the UNet reads everything there and the
+    maps of the words stay diffuse; where that state and the padding are often those of the empty prompt, it must read
+    the words where they are.
+    """
+    ids, text = Ids(tokenizer), text.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def states(captions: list[str], rng: random.Random) -> Tensor:
+        rows, lengths = ids(captions)
+        empty, full = text(ids([""])[0].to(device)), text(rows.to(device))
+        blind = torch.tensor([rng.random() < BLIND for _ in captions])
+        ends = torch.arange(rows.shape[1]) >= (lengths - 1)[:, None]  # [B, T]
+        return torch.where((ends & blind[:, None])[..., None].to(device), empty, full)
+
+    return states
+
+
+def train_unet(
+    cfg: UNetConfig, read: Conditions, factors: list[Factors], latents: Latents, run: Training, batch: int = 32
+) -> UNet:
+    """Train the UNet; `factors` are those of the drawings that `latents` are of, row by row."""
+    torch.manual_seed(run.seed)
+    unet, (means, stds) = UNet(cfg).to(run.device, memory_format=torch.channels_last), latents
+    alphas, attn = alphas_cumprod().float(), Attn(attend=matmul_attention)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng, noise = stream(run.seed, f"unet:{step}"), run.noise(step)
+        picked = [rng.randrange(len(factors)) for _ in range(batch)]
+        captions = ["" if rng.random() < DROPPED else caption(factors[i], rng).text for i in picked]
+        mean = means[picked].float()
+        z = mean + stds[picked].float() * torch.randn(mean.shape, generator=noise)
+        eps, t = torch.randn(z.shape, generator=noise), torch.randint(0, 1000, (batch,), generator=noise)
+        a = alphas[t][:, None, None, None]
+        x = (a.sqrt() * z + (1 - a).sqrt() * eps).to(run.device, memory_format=torch.channels_last)
+        context = read(captions, rng)
+        with run.bfloat16():
+            predicted = unet(x, t.to(run.device), context, attn)
+        square = (predicted.float() - eps.to(run.device)).square().mean((1, 2, 3))
+        snr = (alphas[t] / (1 - alphas[t])).to(run.device)
+        return {"loss": (square * (SNR_CAP / snr).clamp(max=1)).mean(), "mse": square.mean()}
+
+    return fit("unet", unet, loss, run, peak=6e-4, ema=0.999, weight_decay=0.01)

@@ -1,0 +1,138 @@
+"""The sampling loop: a generator that yields every step, so that progress, previews and early stop are the caller's.
+
+In: a model, starting latents, text rows. Out: Step after Step; the last one's `latents` is the result.
+Rows of the UNet's batch: B unconditional, then B conditional. `rules` says what attention does at each step and
+`observe` which layers to look at; both are functions of the step, 0 for pure noise.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minedit import ddim
+from minedit.attention import Attn, Rule, Seen
+from minedit.checkpoint import Model
+from minedit.guidance import two_way
+from minedit.plan import check_number
+
+
+@dataclass(frozen=True)
+class Step:
+    """The state after one step. B images of latent size h, w."""
+
+    index: int  # 0, 1 ... steps - 1
+    timestep: int  # the time the UNet was given, 981 ... 1 for 50 steps
+    latents: Tensor  # [B, 4, h, w] float32, after the step
+    eps: Tensor  # [B, 4, h, w] float32, guided noise prediction
+    x0: Tensor  # [B, 4, h, w] float32, the clean latents it implies
+    seen: Mapping[str, Seen]  # observed layers by name; rows as in the UNet's batch
+
+
+def embed(model: Model, prompts: Sequence[str]) -> Tensor:
+    """Text rows [B, T, width] of prompts. Encoded one by one, so that a row does not depend on its neighbours."""
+    ids = (torch.tensor([model.tokenizer.encode(prompt).ids], device=model.device) for prompt in prompts)
+    return torch.cat([model.text(row) for row in ids])
+
+
+def context(model: Model, prompts: Sequence[str]) -> Tensor:
+    """[2B, T, width]: the empty prompt B times, then the prompts."""
+    empty = embed(model, [""])
+    return torch.cat([empty.expand(len(prompts), -1, -1), embed(model, prompts)])
+
+
+def start(model: Model, seeds: Sequence[int]) -> Tensor:
+    """Starting noise [B, 4, h, w] of the seeds, on the model's device."""
+    side = model.config.latent_size
+    return torch.cat([ddim.noise(seed, side, side) for seed in seeds]).to(model.device)
+
+
+def sample(
+    model: Model,
+    latents: Tensor,
+    context: Tensor,
+    steps: int = 50,
+    guidance: float = 7.5,
+    rules: Callable[[int], Mapping[str, Rule]] | None = None,
+    observe: Callable[[int], frozenset[str]] | None = None,
+    eta: float = 0.0,
+    seeds: Sequence[int] = (),
+) -> Iterator[Step]:
+    """Denoise.
+
+    Args:
+        latents: [B, 4, h, w], noise of unit variance (`start`).
+        context: [2B, T, width], unconditional rows first (`context`).
+        steps: 1 ... 1000 (`ddim.timesteps`).
+        guidance: scale of `guidance.two_way`.
+        rules: attention rules of a step by site name; None edits nothing.
+        observe: names of the layers that report into Step.seen at a step; None observes nothing.
+        eta: 0 deterministic ... 1 ancestral.
+        seeds: one per row, needed when eta > 0: rows of one seed share every draw, whatever the batch.
+    """
+    if context.shape[0] != 2 * latents.shape[0]:
+        raise ValueError(f"context has {context.shape[0]} rows for {latents.shape[0]} latents, expected twice as many")
+    if eta > 0 and len(seeds) != len(latents):
+        raise ValueError(f"eta is {eta}: expected one seed for each of {len(latents)} rows, found {len(seeds)}")
+    draw = _step_noise(seeds, latents) if eta > 0 else lambda: None
+    latents, context = latents.float(), context.to(model.dtype)
+    for index, (t, t_prev) in enumerate(ddim.schedule(steps)):
+        watch = observe(index) if observe else frozenset()
+        attn = Attn(attend=model.attend, rules=rules(index) if rules else {}, watch=watch, seen={})
+        batch = torch.cat([latents, latents]).to(model.dtype)  # [2B, 4, h, w]
+        times = torch.full((len(batch),), t, device=latents.device)
+        eps = two_way(*model.unet(batch, times, context, attn).float().chunk(2), guidance)
+        latents, x0 = ddim.step(latents, eps, t, t_prev, eta, draw())
+        yield Step(index, t, latents, eps, x0, attn.seen)
+
+
+def _step_noise(seeds: Sequence[int], latents: Tensor) -> Callable[[], Tensor]:
+    """Draws of noise like `latents`; each seed's generator continues after its starting noise."""
+    shape = (1, *latents.shape[1:])
+    generators = {seed: torch.Generator("cpu").manual_seed(seed) for seed in seeds}
+    for generator in generators.values():
+        torch.randn(shape, generator=generator)  # the starting noise
+
+    def draw() -> Tensor:
+        drawn = {seed: torch.randn(shape, generator=generator) for seed, generator in generators.items()}
+        return torch.cat([drawn[seed] for seed in seeds]).to(latents.device)
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Run:
+    """The numbers of a sampling run. Raises MineditError where one is out of range."""
+
+    steps: int = 50  # 1 ... 1000
+    guidance: float = 7.5  # 0 or more
+    eta: float = 0.0  # 0 ... 1
+
+    def __post_init__(self) -> None:
+        ddim.timesteps(self.steps)
+        check_number("guidance", self.guidance)
+        check_number("eta", self.eta, 1)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        sd: Model,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        tick: Callable[[], None],
+        rules: Callable[[int], Mapping[str, Rule]] | None = None,
+        names: frozenset[str] = frozenset(),
+        looks: Sequence[int] = (),
+    ) -> Iterator[Step]:
+        """Sample the prompts from the noise of their seeds, without gradients, and call `tick` after each step.
+
+        rules: as in `sample`. The layers `names` are observed at the steps `looks`.
+        """
+        latents, rows = start(sd, seeds), context(sd, prompts)
+        watch = dict.fromkeys(looks, names)
+        for step in sample(
+            sd, latents, rows, self.steps, self.guidance, rules, lambda s: watch.get(s, frozenset()), self.eta, seeds
+        ):
+            tick()
+            yield step

@@ -1,0 +1,218 @@
+"""Attention under a Rule. Oracle: the formula in Edit's docstring and spelled-out loops, in float64 numpy."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from seeded import fill, normal
+from torch import Tensor
+
+from minedit import attention
+from minedit.attention import Attn, Edit, Gate, Rule, Site, backend, eager, sdpa
+from minedit.config import MineditError
+from minedit.unet import CrossAttention
+
+B, H, N, T, D = 4, 2, 9, 7, 8
+
+
+def qkv(seed: int = 0, dtype: torch.dtype = torch.float32, tokens: int = T) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = {"q": (B, H, N, D), "k": (B, H, tokens, D), "v": (B, H, tokens, D)}
+    return tuple(
+        (normal(f"{name} {seed}", *shape) * (2 if name != "v" else 1)).to(dtype) for name, shape in shapes.items()
+    )
+
+
+def random_edit(rng: random.Random, row: int, source: int) -> Edit:
+    """Hard or soft weights, sometimes reweighted; any mix; no gate, a soft one or a hard one."""
+    shares = normal(f"shares {rng.random()}", 3, T).mul(2).softmax(0)
+    if rng.random() < 0.5:
+        shares = torch.eye(3)[:, [rng.randrange(3) for _ in range(T)]]
+    if rng.random() < 0.3:
+        shares = shares * torch.tensor([rng.uniform(0, 4) for _ in range(T)])
+    mix = None if rng.random() < 0.3 else normal(f"mix {rng.random()}", T, T).softmax(0)
+    if rng.random() < 0.3:
+        mix = torch.eye(T)[:, rng.sample(range(T), T)]
+    soft = normal(f"gate {rng.random()}", N).sigmoid()
+    gate = rng.choice([None, soft, soft.round()])
+    return Edit(row, source, mix, *shares, gate=gate)
+
+
+def random_rule(seed: int) -> Rule:
+    rng = random.Random(seed)
+    rows = [tuple(rng.randrange(B) for _ in range(B)) if rng.random() < 0.3 else None for _ in range(3)]
+    edited = rng.sample(range(B), rng.choice([0, 1, 1, 1, 2]))
+    return Rule(*rows, edits=tuple(random_edit(rng, row, rng.randrange(B)) for row in edited))
+
+
+def literal(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+    """(out [B,H,N,D], unedited probabilities, mean over heads [B,N,T]), one number at a time, float64."""
+    q, k, v = (x.double().numpy() for x in (q, k, v))
+    q = np.stack([q[row] for row in rule.q_rows or range(B)])
+    k = np.stack([k[row] for row in rule.k_rows or range(B)])
+    v = np.stack([v[row] for row in rule.v_rows or range(B)])
+    tokens = k.shape[2]
+    p = np.zeros((B, H, N, tokens))
+    for b, h, n in np.ndindex(B, H, N):
+        e = [math.exp(sum(q[b, h, n, d] * k[b, h, j, d] for d in range(D)) / math.sqrt(D)) for j in range(tokens)]
+        p[b, h, n] = np.array(e) / sum(e)
+    m = p.copy()
+    for edit in rule.edits:
+        pin, blend, own = (x.double().numpy() for x in (edit.pin, edit.blend, edit.own))
+        r = np.eye(tokens) if edit.columns is None else edit.columns.double().numpy()
+        gate = np.ones(N) if edit.gate is None else edit.gate.double().numpy()
+        for h, n, j in np.ndindex(H, N, tokens):
+            source = sum(p[edit.source, h, n, i] * r[i, j] for i in range(tokens))
+            target = p[edit.row, h, n, j]
+            w = gate[n]
+            m[edit.row, h, n, j] = pin[j] * source + blend[j] * ((1 - w) * source + w * target) + own[j] * target
+    return np.einsum("bhnj,bhjd->bhnd", m, v), p.mean(1)
+
+
+def error(ours: Tensor, oracle: np.ndarray) -> float:
+    assert tuple(ours.shape) == oracle.shape
+    return float(np.abs(ours.double().numpy() - oracle).max() / np.abs(oracle).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_backends_follow_the_formula(dtype: torch.dtype):
+    """The error of sdpa is at most twice that of eager computing in the same dtype, over many rules."""
+    worst = {eager: 0.0, sdpa: 0.0}
+    for seed in range(60):
+        rule, inputs = random_rule(seed), qkv(seed, dtype)
+        out, probabilities = literal(*inputs, rule)
+        for attend in worst:
+            got, columns = attend(*inputs, rule, columns=True)
+            assert got.dtype == dtype and columns.dtype == torch.float32
+            assert torch.equal(attend(*inputs, rule), got)
+            assert error(columns, probabilities) < 1e-6
+            worst[attend] = max(worst[attend], error(got, out))
+    assert worst[eager] < 8 * torch.finfo(dtype).eps
+    assert worst[sdpa] < 2 * max(worst[eager], torch.finfo(dtype).eps), worst
+
+
+@pytest.mark.parametrize("attend", [eager, sdpa])
+class TestIdentities:
+    def test_an_empty_rule_changes_nothing(self, attend):
+        plain = attend(*qkv())
+        assert torch.equal(attend(*qkv(), Rule()), plain)
+        own_rows = tuple(range(B))
+        assert torch.equal(attend(*qkv(), Rule(own_rows, own_rows, own_rows)), plain)
+
+    def test_all_own_changes_nothing(self, attend):
+        one, zero = torch.ones(T), torch.zeros(T)
+        edit = Edit(3, 2, torch.eye(T), pin=zero, blend=zero, own=one)
+        torch.testing.assert_close(attend(*qkv(), Rule(edits=(edit,))), attend(*qkv()))
+
+    @pytest.mark.parametrize("gate", [None, torch.ones(N), torch.arange(N) / N], ids=["none", "one", "soft"])
+    def test_an_identity_mix_of_equal_rows_changes_nothing(self, attend, gate):
+        q, k, v = (torch.cat([x[:3], x[2:3]]) for x in qkv())
+        shares = normal("shares", 3, T).softmax(0)
+        for mix in (None, torch.eye(T)):
+            edit = Edit(3, 2, mix, *shares, gate=gate)
+            torch.testing.assert_close(attend(q, k, v, Rule(edits=(edit,))), attend(q, k, v))
+
+    def test_only_the_edited_row_changes(self, attend):
+        plain = attend(*qkv())
+        for seed in range(20):
+            rule = Rule(edits=random_rule(seed).edits)
+            out = attend(*qkv(), rule)
+            others = [b for b in range(B) if b not in [edit.row for edit in rule.edits]]
+            assert torch.equal(out[others], plain[others])
+
+    def test_a_full_pin_reads_the_source_with_the_targets_values(self, attend):
+        one, zero = torch.ones(T), torch.zeros(T)
+        pinned = attend(*qkv(), Rule(edits=(Edit(3, 2, None, one, zero, zero),)))
+        routed = attend(*qkv(), Rule(q_rows=(0, 1, 2, 2), k_rows=(0, 1, 2, 2)))
+        torch.testing.assert_close(pinned, routed)
+
+    def test_a_closed_gate_pins_and_an_open_one_lets_go(self, attend):
+        one, zero = torch.ones(T), torch.zeros(T)
+        mix = normal("mix", T, T).softmax(0)
+
+        def run(pin: Tensor, blend: Tensor, gate: Tensor | None) -> Tensor:
+            return attend(*qkv(), Rule(edits=(Edit(3, 2, mix, pin, blend, zero, gate),)))
+
+        torch.testing.assert_close(run(zero, one, torch.zeros(N)), run(one, zero, None))
+        torch.testing.assert_close(run(zero, one, torch.ones(N)), attend(*qkv()))
+        torch.testing.assert_close(run(zero, one, None), attend(*qkv()))
+
+    def test_inputs_are_left_alone(self, attend):
+        inputs = qkv()
+        attend(*inputs, random_rule(3), columns=True)
+        assert all(torch.equal(a, b) for a, b in zip(inputs, qkv(), strict=True))
+
+    def test_gradients_pass_through_an_edit(self, attend):
+        inputs = [x.requires_grad_() for x in qkv()]
+        attend(*inputs, Rule(edits=(random_edit(random.Random(1), 3, 2),))).square().sum().backward()
+        assert all(torch.isfinite(x.grad).all() and x.grad.abs().max() > 0 for x in inputs)
+
+    def test_float32_survives_a_callers_autocast(self, attend):
+        """Under autocast `@` would be bfloat16: 1e-2 off, which the mix and the columns must not be."""
+        rule, inputs = Rule(edits=(random_edit(random.Random(4), 3, 2),)), qkv()
+        _, columns = attend(*inputs, rule, columns=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            _, inside = attend(*inputs, rule, columns=True)
+        torch.testing.assert_close(inside, columns)
+
+
+def test_two_edits_of_one_row_are_refused():
+    edit = random_edit(random.Random(0), 3, 2)
+    with pytest.raises(ValueError, match="rows.*expected each row once"):
+        Rule(edits=(edit, edit))
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_gate_is_equation_9(centre: bool):
+    hidden, key = normal("hidden", N, 6) + 1, normal("key", 6)
+    key = key / key.norm()
+    got = Gate(key, scale=0.9, slope=0.8, centre=centre).weights(hidden.bfloat16())
+    e = hidden.bfloat16().double().numpy()
+    e = e - e.mean(0) if centre else e
+    cosine = np.array([np.dot(row, key.double().numpy()) / np.linalg.norm(row) for row in e])
+    want = 0.9 * np.clip(0.8 * cosine, 0, 1)
+    assert got.dtype == torch.float32
+    assert 0 < (want > 0).sum() < N  # both sides of the clamp
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_layer_resolves_a_gate_from_the_edited_rows_input():
+    site = Site("layer", "cross", "up", 1, channels=H * D, heads=H)
+    layer = fill(CrossAttention(site, 12))
+    x, context = normal("x", B, N, H * D), normal("context", B, T, 12)
+    edit = random_edit(random.Random(5), 3, 2)
+    gate = Gate(normal("key", H * D), 0.9, 1.0, False)
+
+    def run(gate: Gate | Tensor) -> Tensor:
+        rule = Rule(edits=(Edit(3, 2, edit.columns, edit.pin, edit.blend, edit.own, gate),))
+        return layer(x, context, Attn(rules={"layer": rule}))
+
+    assert torch.equal(run(gate), run(gate.weights(x[3])))
+    assert not torch.allclose(run(gate), run(gate.weights(x[2])))
+
+
+def test_backend_by_name():
+    assert backend("eager") is eager and backend("sdpa") is sdpa and callable(backend("auto"))
+    assert backend("minedit.attention:eager") is attention.eager
+    for name in ("flash", "no.such.module:f", "minedit.attention:no_such", "minedit.attention:"):
+        with pytest.raises(MineditError, match="attention '"):
+            backend(name)
+
+
+@torch.no_grad()
+def test_a_users_own_function_is_called_with_the_rule():
+    site, calls = Site("layer", "cross", "up", 1, channels=H * D, heads=H), []
+
+    def own(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False) -> Tensor:
+        calls.append(rule)
+        return eager(q, k, v, rule, columns)
+
+    layer, rule = fill(CrossAttention(site, 12)), Rule(k_rows=(0, 0, 0, 0))
+    inputs = normal("x", B, N, H * D), normal("context", B, T, 12)
+    out = layer(*inputs, Attn(own, {"layer": rule}))
+    assert calls[0].k_rows == rule.k_rows
+    torch.testing.assert_close(out, layer(*inputs, Attn(sdpa, {"layer": rule})))

@@ -1,0 +1,256 @@
+"""The command line on a small random model: the files it leaves, what it says, and one line for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+from small_model import small_model
+
+import minedit
+from minedit import arguments, checkpoint, cli, image
+
+ROOT = Path(__file__).parent.parent
+BOY, SITTING = "a boy in the park", "a sitting boy in the park"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    checkpoint.save(small_model(), path)
+    return path
+
+
+@pytest.fixture
+def run(weights, tmp_path, monkeypatch):
+    """Run a command in an empty folder with the small model and few steps; returns its exit status."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*argv: object, few: bool = True) -> int:
+        few_steps = ["--steps", 3, "--model", weights] if few else []
+        return cli.main([str(word) for word in [*argv, *few_steps]])
+
+    return command
+
+
+def same(first: Path, second: Path) -> bool:
+    return not ImageChops.difference(Image.open(first), Image.open(second)).getbbox()
+
+
+def files(folder: Path = Path(".")) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_edit_writes_pictures_and_settings(run, capsys):
+    assert run("edit", BOY, SITTING, "--lambda-s", 0.9, "--no-mask") == 0
+    assert files(Path("out")) == {"source.png", "edited.png", "grid.png", "edit.json"}
+    record = json.loads(Path("out/edit.json").read_text())
+    expected = {"source": BOY, "target": SITTING, "method": "adapedit", "seed": 0, "steps": 3, "guidance": 7.5}
+    expected |= {"lambda_s": 0.9, "mask": False, "fwt": True, "dtype": "float32", "device": "cpu"}
+    assert expected.items() <= record.items()
+    assert [word["text"] for word in record["words"]] == SITTING.split()
+    assert record["words"][1] == {"text": "sitting", "kind": "inserted", "tau": 0.0}
+    said = capsys.readouterr().out
+    for part in ("small", "cpu", "float32", "auto (sdpa)", "sitting  inserted  0.00", "out/edited.png", " s; wrote"):
+        assert part in said, part
+
+
+def test_pictures_are_those_of_the_public_face(run, weights):
+    assert run("edit", BOY, SITTING, "--seed", 3) == 0
+    res = minedit.edit(minedit.load(weights), BOY, SITTING, seed=3, steps=3)
+    for name, picture in (("source", res.source), ("edited", res.edited)):
+        assert not ImageChops.difference(Image.open(f"out/{name}.png"), picture).getbbox()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--seed", 5, "--guidance", 4, "--eta", 0.5, "--lambda-tau", 0.5, "--no-dps"),
+        ("--method", "p2p", "--cross-steps", 0.5, "--reweight", "sitting=2", "0=1.5"),
+        ("--method", "fixed-seed", "--attention", "eager"),
+    ],
+)
+def test_a_picture_holds_what_makes_it_again(run, options):
+    assert run("edit", BOY, SITTING, *options) == 0
+    for name in ("source", "edited", "grid"):
+        assert run("edit", "--from", f"out/{name}.png", "--out", name, few=False) == 0
+        assert same(Path("out/source.png"), Path(name, "source.png"))
+        assert same(Path("out/edited.png"), Path(name, "edited.png"))
+        assert image.settings(f"out/{name}.png") == image.settings(f"{name}/{name}.png")
+
+
+def test_from_a_picture_with_other_options(run):
+    assert run("edit", BOY, SITTING, "--seed", 2, "--lambda-s", 0.5) == 0
+    assert run("edit", "--from", "out/edited.png", "--lambda-tau", 0.3, "--out", "new", few=False) == 0
+    assert {"lambda_s": 0.5, "lambda_tau": 0.3, "seed": 2}.items() <= image.settings("new/edited.png").items()
+    assert run("edit", "--from", "out/edited.png", "--method", "p2p", "--out", "p2p", few=False) == 0
+    assert "lambda_s" not in image.settings("p2p/edited.png")
+
+
+def test_several_seeds_and_pairs(run, monkeypatch):
+    loads = []
+    load = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda *args: loads.append(args) or load(*args))
+    lines = [{"source": BOY, "target": SITTING, "kind": "pose"}, {"source": "a dog", "target": "a big dog"}]
+    Path("pairs.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    assert run("edit", "--pairs", "pairs.jsonl", "--seed", 0, 1, 1) == 0
+    names = [f"{pair}-seed{seed}-" for pair in ("01", "02") for seed in (0, 1)]
+    kinds = ("source.png", "edited.png", "grid.png", "edit.json")
+    assert files(Path("out")) == {name + kind for name in names for kind in kinds}
+    assert json.loads(Path("out/01-seed0-edit.json").read_text())["pair"] == lines[0]
+    assert len(loads) == 1
+    assert run("edit", "a dog", "a big dog", "--seed", 1, "--out", "alone") == 0
+    assert same(Path("alone/edited.png"), Path("out/02-seed1-edited.png"))
+
+
+def test_generate(run):
+    assert run("generate", BOY, "a dog", "--seed", 0, 1) == 0
+    names = {f"0{n}-seed{seed}-" for n, seed in zip(range(1, 5), (0, 1, 0, 1), strict=True)}
+    assert files(Path("out")) == {name + kind for name in names for kind in ("image.png", "generate.json")}
+    assert run("generate", "--from", "out/04-seed1-image.png", "--out", "again", few=False) == 0
+    assert files(Path("again")) == {"image.png", "generate.json"}
+    assert same(Path("again/image.png"), Path("out/04-seed1-image.png"))
+    assert run("generate", "--from", "again/image.png", "a cat", "--out", "cat", few=False) == 0
+    assert image.settings("cat/image.png")["prompts"] == ["a cat"]
+
+
+def test_same_prompt_gives_the_source(run, capsys):
+    assert run("edit", BOY, BOY) == 0
+    assert Path("out/source.png").read_bytes() == Path("out/edited.png").read_bytes()
+    assert "note: " in capsys.readouterr().out
+
+
+def test_unknown_words_are_said(run, capsys, monkeypatch):
+    monkeypatch.setattr("minedit.tokens.Tokenizer.unknown", lambda self, prompt: ("dragon",))
+    for command in (("generate", "a dragon"), ("edit", "a dragon", "a big dragon")):
+        assert run(*command) == 0
+        assert any("dragon" in line for line in capsys.readouterr().out.splitlines() if line.startswith("  note: "))
+
+
+def test_nothing_in_common_is_said(run, capsys):
+    assert run("edit", BOY, "two red apples") == 0
+    assert "note: " in capsys.readouterr().out
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "no verb": ([], "VERB"),
+    "unknown verb": (["draw"], "'draw'"),
+    "unknown option": (["edit", BOY, SITTING, "--sed", 1], "--sed"),
+    "no prompt": (["generate"], "no prompt"),
+    "one prompt": (["edit", BOY], "SOURCE and TARGET"),
+    "empty prompt": (["edit", BOY, ""], "''"),
+    "blank prompt": (["generate", "  "], "'  '"),
+    "over-long prompt": (["edit", BOY, "a very " * 40 + "tall boy"], "cut"),
+    "unknown method": (["edit", BOY, SITTING, "--method", "magic"], "adapedit, p2p, fixed-seed"),
+    "unknown device": (["edit", BOY, SITTING, "--device", "abacus"], "abacus"),
+    "unknown dtype": (["edit", BOY, SITTING, "--dtype", "int8"], "int8"),
+    "unknown attention": (["edit", BOY, SITTING, "--attention", "magic"], "magic"),
+    "0 steps": (["edit", BOY, SITTING, "--steps", 0], "from 1 to 1000"),
+    "1001 steps": (["edit", BOY, SITTING, "--steps", 1001], "from 1 to 1000"),
+    "half a step": (["edit", BOY, SITTING, "--steps", 1.5], "whole"),
+    "negative seed": (["generate", BOY, "--seed", -1], "0 or more"),
+    "guidance nan": (["generate", BOY, "--guidance", "nan"], "'nan'"),
+    "lambda_s 2": (["edit", BOY, SITTING, "--lambda-s", 2], "from 0 to 1"),
+    "reweight": (["edit", BOY, SITTING, "--method", "p2p", "--reweight", "sitting"], "WORD=FACTOR"),
+    "reweight of no word": (["edit", BOY, SITTING, "--method", "p2p", "--reweight", "dog=2"], "'dog'"),
+    "setting of another method": (["edit", BOY, SITTING, "--method", "p2p", "--tau", 0.5], "p2p has no setting tau"),
+    "unknown statistics": (["edit", BOY, SITTING, "--statistics", "first"], "last or mean"),
+    "no checkpoint": (["edit", BOY, SITTING, "--model", "missing.ckpt"], "missing.ckpt"),
+    "truncated checkpoint": (["edit", BOY, SITTING, "--model", "half.safetensors"], "half.safetensors"),
+    "not a checkpoint": (["edit", BOY, SITTING, "--model", "text.ckpt"], "text.ckpt"),
+    "out is a file": (["edit", BOY, SITTING, "--out", "text.ckpt"], "text.ckpt"),
+    "out below a file": (["generate", BOY, "--out", "text.ckpt/x/y"], "text.ckpt"),
+    "prompts and pairs": (["edit", BOY, SITTING, "--pairs", "pairs.jsonl"], "one or the other"),
+    "no such pairs": (["edit", "--pairs", "none.jsonl"], "none.jsonl"),
+    "empty pairs": (["edit", "--pairs", "empty.jsonl"], "empty.jsonl"),
+    "pairs not UTF-8": (["edit", "--pairs", "latin.jsonl"], "UTF-8"),
+    "pairs not JSON": (["edit", "--pairs", "broken.jsonl"], "broken.jsonl line 2"),
+    "pairs without target": (["edit", "--pairs", "lacking.jsonl"], "lacking.jsonl line 2"),
+    "pairs with a long prompt": (["edit", "--pairs", "long.jsonl"], "long.jsonl line 3: "),
+    "from no picture": (["edit", "--from", "text.ckpt"], "text.ckpt"),
+    "from nothing": (["edit", "--from", "none.png"], "none.png"),
+    "from a plain picture": (["edit", "--from", "plain.png"], "no settings"),
+    "from other settings": (["edit", "--from", "foreign.png"], "foreign.png"),
+    "from the other verb": (["generate", "--from", "edit.png"], "minedit edit --from edit.png"),
+    "from a picture with code": (["edit", "--from", "code.png"], "--attention"),
+}
+
+
+def mistaken_files(weights: Path) -> None:
+    pair = json.dumps({"source": BOY, "target": SITTING})
+    Path("half.safetensors").write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    Path("text.ckpt").write_text("<html>404</html>")
+    Path("pairs.jsonl").write_text(pair)
+    Path("empty.jsonl").write_text("\n\n")
+    Path("latin.jsonl").write_bytes(b'{"source": "caf\xe9"}')
+    Path("broken.jsonl").write_text(pair + "\n{'source': 'a'}")
+    Path("lacking.jsonl").write_text(pair + '\n{"source": "a"}')
+    Path("long.jsonl").write_text(f"{pair}\n\n{json.dumps({'source': BOY, 'target': 'very ' * 40})}")
+    picture = Image.new("RGB", (8, 8))
+    picture.save("plain.png")
+    image.save("foreign.png", picture, {"verb": "paint"})
+    settings = {"verb": "edit", "source": BOY, "target": SITTING, "method": "p2p", "seed": 0, "model": None}
+    image.save("edit.png", picture, {**settings, "attention": "auto"})
+    image.save("code.png", picture, {**settings, "attention": "os:system"})
+
+
+@pytest.mark.parametrize("argv, says", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line(run, weights, capsys, argv, says):
+    mistaken_files(weights)
+    before = files(), {path for path in Path(".").rglob("*") if path.is_dir()}
+    few = argv[:1] in (["edit"], ["generate"]) and "--steps" not in argv and "--model" not in argv
+    assert run(*argv, few=few) == 2
+    told = capsys.readouterr()
+    line = told.err.splitlines()[-1]
+    assert line.startswith("minedit: error: ") and says in line
+    assert "Traceback" not in told.err and told.err.count("minedit: error") == 1
+    assert (files(), {path for path in Path(".").rglob("*") if path.is_dir()}) == before
+
+
+def test_interrupted(run, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "edit", interrupt)
+    assert run("edit", BOY, SITTING, "--out", "new/folder") == 130
+    assert "interrupted" in capsys.readouterr().err and not Path("new").exists()
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [("train", "vae", "--scenes", 1), ("judge", "--images", 0)], ids=["train", "judge"])
+def test_verbs_of_the_embedded_world(run, capsys, argv):
+    assert run(*argv, few=False) == 2
+    assert capsys.readouterr().err.startswith(f"minedit: error: {argv[-2]} is {argv[-1]}")
+
+
+def test_every_setting_has_an_option():
+    for kind, settings in arguments.SETTINGS.items():
+        assert {field.name for field in fields(kind)} == set(settings)
+
+
+def test_help_shows_defaults(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["edit", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert exit.value.code == 0
+    for part in ("DDIM steps, 1 to 1000 (default: 50)", "(default: 7.5)", "--no-fwt", "--lambda-tau"):
+        assert part in text
+
+
+def test_as_a_module_from_another_folder(weights, tmp_path):
+    command = [sys.executable, "-m", "minedit", "generate", "a dog", "--steps", "1", "--model", str(weights)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "image.png").is_file()

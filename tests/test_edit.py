@@ -1,0 +1,272 @@
+"""The verbs on a random model. Oracles: identities between runs, and the sampling loop written out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from small_model import small_model
+
+import minedit
+from minedit import ddim
+from minedit.adapedit import AdapEditConfig
+from minedit.config import MineditError
+from minedit.p2p import P2PConfig
+from minedit.sample import context, sample, start
+
+BOY, SITTING, DOG = "a boy in the park", "a sitting boy in the park", "a dog in the park"
+SHORT = {"steps": 4, "guidance": 3.0}
+METHODS = ["adapedit", "p2p", "fixed-seed"]
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return small_model()
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def pixels(image):
+    return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def edits(sd):
+    return {method: minedit.edit(sd, BOY, SITTING, method, seed=1, **SHORT) for method in METHODS}
+
+
+def test_sample_is_the_loop_of_the_papers(sd):
+    """eps = uncond + w (cond - uncond), then DDIM, from Prompt-to-Prompt's noise: with the UNet as a black box."""
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(5))
+    text, empty = (sd.text(torch.tensor([sd.tokenizer.encode(t).ids])) for t in (BOY, ""))
+    a = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    for t, before in ((751, 501), (501, 251), (251, 1), (1, 0)):
+        eps_u, eps_c = (sd.unet(x, torch.tensor([t]), rows) for rows in (empty, text))
+        eps = eps_u + 3.0 * (eps_c - eps_u)
+        x0 = (x - (1 - a[t]) ** 0.5 * eps) / a[t] ** 0.5
+        x = a[before] ** 0.5 * x0 + (1 - a[before]) ** 0.5 * eps
+    out = minedit.generate(sd, BOY, seed=5, **SHORT)
+    assert relative(out.latents * sd.config.latent_scale, x.float()) < 1e-4
+    assert out.latents.shape == (1, 4, 8, 8) and out.latents.dtype == torch.float32
+    assert out.images[0].size == (64, 64)
+
+
+def test_steps_are_yielded_in_order_and_watching_changes_nothing(sd):
+    rows, noise = context(sd, [BOY]), start(sd, [0])
+    names = frozenset(s.name for s in sd.unet.sites if s.kind == "cross")
+    plain = list(sample(sd, noise, rows, 4))
+    seen = list(sample(sd, noise, rows, 4, observe=lambda step: names if step == 2 else frozenset()))
+    assert [(s.index, s.timestep) for s in plain] == [(0, 751), (1, 501), (2, 251), (3, 1)]
+    assert torch.equal(plain[-1].latents, seen[-1].latents)
+    assert [set(s.seen) for s in seen] == [set(), set(), set(names), set()]
+    assert torch.equal(noise, ddim.noise(0, 8, 8))
+
+
+def test_rows_of_a_batch_are_the_single_pictures(sd):
+    both = minedit.generate(sd, [BOY, DOG], seed=[3, 4], **SHORT)
+    for row, (prompt, seed) in enumerate([(BOY, 3), (DOG, 4)]):
+        assert relative(both.latents[row : row + 1], minedit.generate(sd, prompt, seed=seed, **SHORT).latents) < 1e-4
+    assert len(minedit.generate(sd, [BOY], seed=[0, 1, 2], **SHORT).images) == 3
+
+
+def test_the_source_is_untouched_by_every_method(sd, edits):
+    """Bit for bit between methods; to 1e-4 against `generate`, for whose batch size kernels round otherwise."""
+    first = edits["fixed-seed"]
+    for method in METHODS:
+        assert torch.equal(edits[method].source_latent, first.source_latent)
+        assert np.array_equal(pixels(edits[method].source), pixels(first.source))
+    assert relative(first.source_latent, minedit.generate(sd, BOY, seed=1, **SHORT).latents) < 1e-4
+
+
+def test_fixed_seed_is_the_target_from_the_same_noise(sd, edits):
+    alone = minedit.generate(sd, SITTING, seed=1, **SHORT)
+    assert relative(edits["fixed-seed"].edited_latent, alone.latents) < 1e-4
+
+
+def test_the_methods_edit(edits):
+    latents = [edits[method].edited_latent for method in METHODS]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert relative(latents[a], latents[b]) > 1e-3
+    for method in METHODS:
+        assert relative(edits[method].edited_latent, edits[method].source_latent) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "method, settings",
+    [("p2p", {"cross_steps": 0, "self_steps": 0}), ("adapedit", {"tau": 0, "dps": False}), ("p2p", {"reweight": {}})],
+)
+def test_an_empty_rule_changes_nothing(sd, edits, method, settings):
+    settings = settings | ({"cross_steps": 0, "self_steps": 0} if method == "p2p" else {})
+    res = minedit.edit(sd, BOY, SITTING, method, seed=1, **SHORT, **settings)
+    assert torch.equal(res.edited_latent, edits["fixed-seed"].edited_latent)
+    assert torch.equal(res.source_latent, edits["fixed-seed"].source_latent)
+
+
+def test_an_open_gate_is_no_gate_and_a_shut_one_pins_for_ever(sd):
+    common = dict(seed=2, sigma=0.5, **SHORT)
+    shut = minedit.edit(sd, BOY, DOG, tau=0, lambda_s=0, **common)
+    pinned = minedit.edit(sd, BOY, DOG, tau=1, dps=False, **common)
+    assert relative(shut.edited_latent, pinned.edited_latent) < 1e-4
+    flat = minedit.edit(sd, BOY, DOG, tau=0, lambda_sv=0, **common)  # S = 0 likewise
+    assert relative(flat.edited_latent, pinned.edited_latent) < 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_prompt_twice_is_the_same_picture_bit_for_bit(sd, method):
+    done = []
+    res = minedit.edit(sd, BOY, "A  boy in the PARK", method, seed=1, progress=lambda *at: done.append(at), **SHORT)
+    alone = minedit.generate(sd, BOY, seed=1, **SHORT)
+    assert torch.equal(res.edited_latent, res.source_latent) and torch.equal(res.source_latent, alone.latents)
+    assert np.array_equal(pixels(res.edited), pixels(res.source))
+    assert np.array_equal(pixels(res.edited), pixels(alone.images[0]))
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]  # no statistics pass
+    assert {word.kind for word in res.words} == {"kept"} and "same words" in res.notes[0]
+
+
+def test_one_prompt_can_be_reweighted(sd):
+    res = minedit.edit(sd, BOY, BOY, "p2p", reweight={"park": 5}, **SHORT)
+    assert relative(res.edited_latent, res.source_latent) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "method, settings", [("adapedit", {"lambda_s": 0.9}), ("p2p", {"reweight": {"boy": 2, 3: 0.5}})]
+)
+def test_the_settings_make_the_result_again(sd, method, settings):
+    res = minedit.edit(sd, BOY, SITTING, method, seed=7, eta=0.5, **SHORT, **settings)
+    stored = json.loads(json.dumps(res.settings))
+    assert (stored.pop("model"), stored.pop("dtype"), stored.pop("attention")) == ("small", "float32", "sdpa")
+    again = minedit.edit(sd, **stored)
+    assert torch.equal(again.edited_latent, res.edited_latent)
+    assert again.settings == res.settings
+
+
+def test_settings_come_whole_or_by_name(sd, edits):
+    whole = minedit.edit(sd, BOY, SITTING, settings=AdapEditConfig(lambda_s=0.5), seed=1, **SHORT)
+    named = minedit.edit(sd, BOY, SITTING, lambda_s=0.5, seed=1, **SHORT)
+    both = minedit.edit(sd, BOY, SITTING, settings=AdapEditConfig(lambda_s=0.1), lambda_s=0.5, seed=1, **SHORT)
+    assert torch.equal(whole.edited_latent, named.edited_latent)
+    assert torch.equal(both.edited_latent, named.edited_latent)
+    assert not torch.equal(named.edited_latent, edits["adapedit"].edited_latent)
+
+
+def test_ancestral_noise_is_shared_by_both_rows_and_by_every_batch(sd):
+    one, same = (minedit.edit(sd, BOY, DOG, "fixed-seed", eta=1.0, seed=4, **SHORT) for _ in range(2))
+    assert torch.equal(one.edited_latent, same.edited_latent)
+    for prompt, latent in ((BOY, one.source_latent), (DOG, one.edited_latent)):
+        assert relative(latent, minedit.generate(sd, prompt, seed=4, eta=1.0, **SHORT).latents) < 1e-4
+    generator = torch.Generator("cpu").manual_seed(4)
+    x, z = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))  # the starting noise, then the first step's
+    first = next(sample(sd, x, context(sd, [BOY]), 4, eta=1.0, seeds=[4]))
+    assert torch.equal(first.latents, ddim.step(x, first.eps, 751, 501, 1.0, z)[0])
+    plain = minedit.generate(sd, BOY, seed=4, **SHORT)
+    assert relative(one.source_latent, plain.latents) > 1e-3
+
+
+@pytest.mark.parametrize("method, settings", [("adapedit", {"inserted": "gated"}), ("p2p", {"reweight": {"boy": 2}})])
+def test_backends_agree_on_a_whole_edit(sd, method, settings):
+    literal = minedit.edit(small_model("eager"), BOY, SITTING, method, **SHORT, **settings)
+    fast = minedit.edit(sd, BOY, SITTING, method, **SHORT, **settings)
+    assert relative(fast.edited_latent, literal.edited_latent) < 1e-3
+
+
+def test_half_precision_models_edit(sd):
+    res = minedit.edit(small_model(dtype=torch.bfloat16), BOY, SITTING, **SHORT)
+    assert res.edited_latent.dtype == torch.float32 and res.edited_latent.isfinite().all()
+    assert res.settings["dtype"] == "bfloat16"
+
+
+def test_the_result_tells_what_was_done(sd, edits):
+    res = edits["adapedit"]
+    assert [(w.text, w.kind) for w in res.words] == list(
+        zip(SITTING.split(), ["kept", "inserted", *["kept"] * 4], strict=True)
+    )
+    assert res.words[1].tau == 0 and all(0 <= w.tau <= 1 for w in res.words)
+    assert res.source.size == res.edited.size == (64, 64) and res.seconds > 0
+    assert res.statistics.maps.shape == (6, 8, 8) and res.statistics.tau == tuple(w.tau for w in res.words)
+    layers = {s.name for s in sd.unet.sites if s.kind == "cross"}
+    assert {(s.site, s.step) for s in res.statistics.spatial} == {(name, step) for name in layers for step in (1, 2, 3)}
+    assert all(0 <= s.map.min() and s.map.max() <= 1 and s.spread >= 0 for s in res.statistics.spatial)
+    assert edits["p2p"].statistics is None and edits["p2p"].settings["cross_steps"] == 0.8
+    for tensor in (res.edited_latent, res.statistics.maps, res.statistics.spatial[0].map):
+        tensor.mul_(1)  # plain tensors, not of inference mode
+
+
+def test_the_gates_shown_are_those_of_the_edited_row(sd):
+    """Spatial against equation 9 on what a forward hook hears, at the last step."""
+    layer = next(m for n, m in sd.unet.named_modules() if n.endswith("attn2"))
+    heard = []
+    hook = layer.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+    res = minedit.edit(sd, BOY, SITTING, lambda_sv=0.7, lambda_s=0.5, **SHORT)
+    hook.remove()
+    hidden = heard[-1][3].double().numpy()  # rows: unconditional source, target; conditional source, target
+    hidden = hidden - hidden.mean(0)
+    key = res.statistics.keys[layer.site.name].double().numpy()
+    expected = np.clip(0.7 * hidden @ key / np.linalg.norm(hidden, axis=1), 0, 1)
+    (shown,) = (s for s in res.statistics.spatial if (s.site, s.step) == (layer.site.name, 3))
+    assert np.allclose(shown.map.flatten().numpy(), expected, atol=1e-5) and expected.max() > 0
+
+
+def test_progress_counts_both_passes(sd):
+    done = []
+    minedit.edit(sd, BOY, DOG, fwt_steps=2, progress=lambda *at: done.append(at), **SHORT)
+    assert done == [(k, 6) for k in range(1, 7)]
+    done.clear()
+    minedit.edit(sd, BOY, DOG, tau=0.5, dps=False, progress=lambda *at: done.append(at), **SHORT)
+    assert done == [(k, 4) for k in range(1, 5)]
+
+
+def test_odd_pairs_are_edited_and_noted(sd):
+    res = minedit.edit(sd, BOY, "two red cars", **SHORT)
+    assert {w.kind for w in res.words} == {"replaced"} and any("share no word" in note for note in res.notes)
+    res = minedit.edit(sd, SITTING, BOY, **SHORT)
+    assert any("only removed" in note for note in res.notes) and res.statistics.prompt == SITTING
+    for steps in (1, 2):
+        assert minedit.edit(sd, BOY, DOG, steps=steps).edited_latent.isfinite().all()
+
+
+BAD = [
+    {"source": ""},
+    {"target": "  "},
+    {"source": None},
+    {"target": "very " * 20 + "long"},
+    {"method": "magic"},
+    {"steps": 0},
+    {"steps": 1001},
+    {"steps": 2.5},
+    {"guidance": float("nan")},
+    {"guidance": -1},
+    {"guidance": "7"},
+    {"eta": 1.5},
+    {"eta": float("nan")},
+    {"seed": -1},
+    {"seed": 1.0},
+    {"tau": float("nan")},
+    {"tau": 1.5},
+    {"lambda_s": -0.1},
+    {"colour": "red"},
+    {"method": "p2p", "tau": 0.5},
+    {"method": "fixed-seed", "tau": 0.5},
+    {"method": "p2p", "settings": AdapEditConfig()},
+    {"method": "fixed-seed", "settings": P2PConfig()},
+    {"method": "p2p", "reweight": {"cat": 2}},
+]
+
+
+@pytest.mark.parametrize("wrong", BAD, ids=str)
+def test_mistakes_are_one_line_errors_before_any_step(sd, wrong):
+    def step(*_):
+        raise AssertionError("sampling began")
+
+    with pytest.raises(MineditError) as error:
+        minedit.edit(sd, **({"source": BOY, "target": DOG, "progress": step, **SHORT} | wrong))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"prompts": []}, {"prompts": ["", BOY]}, {"seed": [1, 2, 3]}, {"seed": "0"}, {"steps": 0}]
+)
+def test_generates_mistakes_likewise(sd, wrong):
+    with pytest.raises(MineditError):
+        minedit.generate(sd, **({"prompts": [BOY, DOG]} | wrong))
