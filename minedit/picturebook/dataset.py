@@ -16,6 +16,8 @@ from minedit.picturebook.draw import stream
 from minedit.picturebook.factors import Factors, held_out, random_factors
 from minedit.picturebook.scene import scene
 
+CELL = 8  # pixels a side of a mask's cell, as of a latent pixel
+
 
 def factors_of(seed: int, index: int, unseen: bool = False) -> Factors:
     """The factors of scene `index`, of the training compositions or of the held-out ones."""
@@ -44,16 +46,23 @@ class Drawings:
     def __init__(self, folder: Path, count: int, size: int, seed: int, unseen: bool = False) -> None:
         self.factors = [factors_of(seed, i, unseen) for i in range(count)]
         self.seeds = [seed * 1_000_000_007 + i + (500_000_000 if unseen else 0) for i in range(count)]
-        file = folder / f"drawings-{'unseen' if unseen else 'seen'}-{count}-{size}-{seed}.npy"
-        if not file.exists():
+        name, cells = f"{'unseen' if unseen else 'seen'}-{count}-{size}-{seed}.npy", size // CELL
+        shapes = {folder / f"drawings-{name}": (count, size, size, 3), folder / f"masks-{name}": (count, cells, cells)}
+        if not all(file.exists() for file in shapes):
             folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".tmp")
-            array = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, size, size, 3))
+            partial = [file.with_suffix(".tmp") for file in shapes]
+            images, masks = (
+                np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+                for part, shape in zip(partial, shapes.values(), strict=True)
+            )
             for i in tqdm(range(count), desc=f"drawing {count} scenes", mininterval=5):
-                array[i] = np.asarray(scene(self.factors[i], self.seeds[i], size).image)
-            array.flush()
-            os.replace(partial, file)
-        self.images = np.load(file, mmap_mode="r")
+                drawn = scene(self.factors[i], self.seeds[i], size)
+                images[i], masks[i] = np.asarray(drawn.image), np.asarray(drawn.mask.reduce(CELL))
+            images.flush()
+            masks.flush()
+            for part, file in zip(partial, shapes, strict=True):
+                os.replace(part, file)
+        self.images, self.masks = (np.load(file, mmap_mode="r") for file in shapes)  # masks: 0…255, share of subject
 
     def __len__(self) -> int:
         return len(self.images)

@@ -23,7 +23,7 @@ from minedit.text import TextEncoder
 from minedit.unet import UNet
 from minedit.vae import VAE
 
-STEPS = {"vae": 5000, "text": 1500, "unet": 6000, "judge": 3000}
+STEPS = {"vae": 9000, "text": 450, "unet": 9000, "judge": 3000}
 STAGES = (*STEPS, "assemble")
 FEWEST = 256  # training scenes: a few batches
 UNSEEN = 2048  # held-out renderings for evaluation
@@ -65,16 +65,16 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
     run = Training(args.runs / stage, args.steps or STEPS[stage], args.device, args.seed)
     data, size = args.runs / "data", config.image_size
-    if stage == "vae":
-        _keep(train_vae(config, run), run.folder)
-        return
-    seen = Drawings(data, args.scenes, size, run.seed)
     if stage == "unet":
         vae = _trained(VAE(config.vae), args.runs / "vae").to(run.device, memory_format=torch.channels_last)
-        file = data / f"latents-{args.scenes}-{run.seed}.safetensors"
-        latents = cached_latents(vae, seen, file, config.latent_scale)
         read = conditions(text_tower(config, args.runs), tokenizer(config), run.device)
+        seen, file = Drawings(data, args.scenes, size, run.seed), f"latents-{args.scenes}-{run.seed}.safetensors"
+        latents = cached_latents(vae, seen, data / file, config.latent_scale)
         _keep(train_unet(config.unet, read, seen.factors, latents, run), run.folder)
+        return
+    seen = Drawings(data, args.scenes, size, run.seed)
+    if stage == "vae":
+        _keep(train_vae(config, seen, run), run.folder)
         return
     unseen = Drawings(data, UNSEEN, size, run.seed, unseen=True)
     if stage == "text":
