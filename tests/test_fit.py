@@ -1,0 +1,90 @@
+"""The training loop, on a network of a few dozen weights. Oracles: an uninterrupted run, the formula of the rate."""
+
+import csv
+
+import pytest
+import torch
+from seeded import normal
+from torch import nn
+
+from minedit.config import MineditError
+from minedit.picturebook.fit import Training, fit, learning_rate
+
+
+class Stopped(Exception):
+    pass
+
+
+def trained(folder, stop=None, steps=6):
+    """A small network after `steps` steps, or None where `loss` raises at step `stop`."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3), nn.LayerNorm(3))
+
+    def loss(step):
+        if step == stop:
+            raise Stopped
+        x = normal(f"step {step}", 16, 4)
+        error = (module(x) - x[:, :3]).square().mean()
+        return {"loss": error, "double": 2 * error}
+
+    run = Training(folder, steps, log_every=1, save_every=3)
+    figures = {"peak": 0.1, "ema": 0.9, "weight_decay": 0.1, "evaluate": lambda module: {"eval": module.training}}
+    try:
+        return fit("toy", module, loss, run, **figures)
+    except Stopped:
+        return None
+
+
+def rows(folder):
+    return [{**row, "seconds": ""} for row in csv.DictReader((folder / "log.csv").open())]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    whole = trained(tmp_path / "whole")
+    assert trained(tmp_path / "parts", stop=3) is None
+    resumed = trained(tmp_path / "parts")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    first, second = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
+    assert str(first["optimiser"]) == str(second["optimiser"]) and first["step"] == second["step"] == 6
+
+
+def test_training_lowers_the_loss_and_logs_it(tmp_path):
+    trained(tmp_path, steps=60)
+    log = rows(tmp_path)
+    assert [int(row["step"]) for row in log] == list(range(1, 61))
+    assert float(log[-1]["loss"]) < 0.5 * float(log[0]["loss"])
+    assert all(abs(float(row["double"]) - 2 * float(row["loss"])) < 1e-6 for row in log)
+    assert [row["eval"] for row in log[:3]] == ["", "", "False"]  # evaluated in eval mode, at saves only
+
+
+def test_a_finished_run_is_returned_as_it_ended(tmp_path):
+    ended = trained(tmp_path)
+    again = trained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(ended.parameters(), again.parameters(), strict=True))
+
+
+def test_what_is_returned_is_the_average(tmp_path):
+    module = trained(tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert all(torch.equal(p, state["ema"][name]) for name, p in module.named_parameters())
+    assert not torch.equal(state["ema"]["0.weight"], state["module"]["0.weight"])
+
+
+def test_the_state_of_another_network_is_refused(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(MineditError, match="state.pt is the state of another network; remove it"):
+        fit("toy", nn.Linear(2, 2), lambda step: {}, Training(tmp_path, 9), peak=0.1)
+
+
+def test_a_loss_that_explodes_stops_the_run(tmp_path):
+    module = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="toy: gradient is nan at step 0; lower the learning rate"):
+        fit("toy", module, lambda step: {"loss": module.weight.sum() * torch.nan}, Training(tmp_path, 9), peak=0.1)
+
+
+def test_learning_rate():
+    rates = [learning_rate(step, 1000, 2.0) for step in range(1001)]
+    assert rates[0] == 2.0 / 200 and max(rates) == rates[200] == 2.0
+    assert rates[600] == pytest.approx(2.0 * 0.51) and rates[1000] == pytest.approx(2.0 * 0.02)
