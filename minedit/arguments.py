@@ -50,7 +50,7 @@ def number(kind: type, low: float, high: float) -> Callable[[str], float]:
             value = math.nan
         if low <= value <= high and math.isfinite(value):
             return value
-        limit = f"from {low} to {high}" if high <= TRAIN_STEPS else f"{low} or more" if low == 0 else "not infinite"
+        limit = f"from {low} to {high}" if high <= TRAIN_STEPS else f"{low} or more" if low >= 0 else "not infinite"
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a {'whole ' * (kind is int)}number, {limit}")
 
     return read

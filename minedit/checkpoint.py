@@ -52,7 +52,7 @@ def load(
     dtype: float32, float16 or bfloat16. attention: see `attention.backend`. Raises MineditError, in one line, for what
     is missing, damaged, of another model, or cannot be used on this machine.
     """
-    kind, place, attend = _dtype(dtype), _device(device), backend(attention)
+    kind, place, attend = _dtype(dtype), torch_device(device), backend(attention)
     path = _embedded() if path is None else Path(path).expanduser()
     tensors, metadata = read(path)
     weights = recognise(path, tensors)
@@ -125,7 +125,7 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=name).cpu()
         return torch.device(name)

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from minedit.arguments import Formatter, Parser, number
 from minedit.attention import Attn
 from minedit.checkpoint import Model, load, weights_folder
-from minedit.config import MineditError
 from minedit.ddim import alphas_cumprod
 from minedit.edit import generate
 from minedit.image import to_tensor
@@ -146,16 +146,13 @@ def main(argv: list[str]) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser("minedit judge", description=__doc__, formatter_class=formatter)
+    parser = Parser("minedit judge", description=__doc__, formatter_class=Formatter)
     parser.add_argument("--model", help="checkpoint; the embedded one if not given")
-    parser.add_argument("--images", type=int, default=200, help="pictures to generate and captions to map")
+    count = number(int, 1, 10**6)
+    parser.add_argument("--images", type=count, default=200, help="pictures to generate and captions to map")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps a picture")
     parser.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance scale")
     parser.add_argument("--seed", type=int, default=2026, help="of the prompts; picture i starts from noise i")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder whose data/ keeps the renderings")
-    args = parser.parse_args(argv)
-    if args.images < 1:
-        raise MineditError(f"--images is {args.images}, expected 1 or more")
-    return args
+    return parser.parse_args(argv)

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minedit.arguments import Formatter, Parser, number
 from minedit.attention import sdpa
-from minedit.checkpoint import Model, save, tokenizer
+from minedit.checkpoint import Model, save, tokenizer, torch_device
 from minedit.config import PICTUREBOOK, Config, MineditError
 from minedit.picturebook.dataset import Drawings
 from minedit.picturebook.fit import Training
@@ -45,20 +46,17 @@ def main(argv: list[str]) -> int:
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser("minedit train", description=__doc__, formatter_class=formatter)
+    parser = Parser("minedit train", description=__doc__, formatter_class=Formatter)
     parser.add_argument("stage", choices=(*STAGES, "all"), help="in this order; assemble writes the checkpoint")
-    parser.add_argument("--steps", type=int, help=f"optimiser steps; None: by stage, {STEPS}")
-    parser.add_argument("--scenes", type=int, default=24000, help="training scenes to draw, 49 kB each on disk")
+    parser.add_argument("--steps", type=number(int, 1, 10**9), help=f"optimiser steps; by stage if not given: {STEPS}")
+    scenes = number(int, FEWEST, 10**9)
+    parser.add_argument("--scenes", type=scenes, default=24000, help="training scenes to draw, 49 kB each on disk")
     parser.add_argument("--device", default=default, help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, scenes, captions and noise")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training state, logs and data")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of checkpoint, CLIP and judge")
     args = parser.parse_args(argv)
-    if args.scenes < FEWEST:
-        raise MineditError(f"--scenes is {args.scenes}, expected at least {FEWEST}, a few batches")
-    if args.steps is not None and args.steps < 1:
-        raise MineditError(f"--steps is {args.steps}, expected 1 or more")
+    torch_device(args.device)
     return args
 
 
