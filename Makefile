@@ -12,7 +12,7 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint parity bench notebooks clean distclean
+.PHONY: help edit test lint parity bench notebooks gallery clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ bench: $(VENV)/installed ## time an edit by each method; a row each goes to benc
 
 notebooks: $(VENV)/notebooks ## execute the notebooks; pages go to out/notebooks/
 	$(BIN)/python -m nbconvert --execute --to html --output-dir out/notebooks notebooks/*.ipynb
+
+gallery: $(VENV)/installed ## draw the README's picture anew: twelve edits by the embedded model
+	$(BIN)/python -m minedit.picturebook.gallery docs/gallery.png
 
 clean: ## remove what the tools leave behind
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -231,7 +231,7 @@ def test_interrupted(run, capsys, monkeypatch):
 @pytest.mark.parametrize("argv", [("train", "vae", "--scenes", 1), ("judge", "--images", 0)], ids=["train", "judge"])
 def test_verbs_of_the_embedded_world(run, capsys, argv):
     assert run(*argv, few=False) == 2
-    assert capsys.readouterr().err.startswith(f"minedit: error: {argv[-2]} is {argv[-1]}")
+    assert capsys.readouterr().err.startswith(f"minedit: error: argument {argv[-2]}: found '{argv[-1]}'")
 
 
 def test_every_setting_has_an_option():

@@ -184,8 +184,8 @@ def test_assemble_writes_a_checkpoint_that_loads(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["vae", "--scenes", "255"], "--scenes is 255, expected at least 256"),
-        (["vae", "--steps", "0"], "--steps is 0, expected 1 or more"),
+        (["vae", "--scenes", "255"], "--scenes: found '255', expected a whole number, 256 or more"),
+        (["vae", "--steps", "0"], "--steps: found '0', expected a whole number, 1 or more"),
         (["unet"], "final.safetensors is not there yet; run `minedit train vae` first"),
         (["assemble"], "final.safetensors is not there yet; run `minedit train unet` first"),
     ],

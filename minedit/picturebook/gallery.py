@@ -28,11 +28,11 @@ EDITS = (
 SCALE = 1.5  # of the pictures in the sheet
 
 
-def gallery(model: Model, method: str = "adapedit") -> Image.Image:
+def gallery(model: Model) -> Image.Image:
     """All EDITS in three columns of pairs, each source beside its edit."""
     pictures, captions = [], []
     for source, target, seed in EDITS:
-        result = edit(model, source, target, method=method, seed=seed)
+        result = edit(model, source, target, seed=seed)
         for image, text in ((result.source, source), (result.edited, "→ " + target)):
             pictures.append(image.resize([round(side * SCALE) for side in image.size], Image.Resampling.BICUBIC))
             captions.append(text)
@@ -40,5 +40,4 @@ def gallery(model: Model, method: str = "adapedit") -> Image.Image:
 
 
 if __name__ == "__main__":
-    method = sys.argv[2] if len(sys.argv) > 2 else "adapedit"
-    save(sys.argv[1], gallery(load(), method), {"edits": EDITS, "method": method})
+    save(sys.argv[1] if len(sys.argv) > 1 else "gallery.png", gallery(load()), {"edits": EDITS})
