@@ -33,7 +33,7 @@ def gallery(model: Model) -> Image.Image:
     pictures, captions = [], []
     for source, target, seed in EDITS:
         result = edit(model, source, target, seed=seed)
-        for image, text in ((result.source, source), (result.edited, "→ " + target)):
+        for image, text in ((result.source, source), (result.edited, "-> " + target)):
             pictures.append(image.resize([round(side * SCALE) for side in image.size], Image.Resampling.BICUBIC))
             captions.append(text)
     return grid(pictures, captions, columns=6)
