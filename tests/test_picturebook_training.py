@@ -14,9 +14,11 @@ from minedit.attention import sdpa
 from minedit.checkpoint import load, tokenizer
 from minedit.config import PICTUREBOOK, Config, MineditError, TextConfig, UNetConfig, VAEConfig
 from minedit.picturebook import train, train_text, train_unet, train_vae
+from minedit.picturebook.captions import WORDS
 from minedit.picturebook.dataset import Drawings, drawings
 from minedit.picturebook.factors import Factors
 from minedit.picturebook.fit import Training
+from minedit.picturebook.grounding import INSIDE, OUTSIDE, Grounding
 from minedit.picturebook.train_judge import train_judge
 from minedit.picturebook.train_text import Ids, clip_model
 from minedit.picturebook.train_vae import psnr, reconstruct, standardise
@@ -111,7 +113,35 @@ def test_latents_are_cached_in_any_memory_format(tmp_path, pictures):
 
 def test_matmul_attention_is_attention():
     q, k, v = (normal(name, 2, 4, n, 8) for name, n in (("q", 9), ("k", 5), ("v", 5)))
-    assert torch.allclose(train_unet.matmul_attention(q, k, v), sdpa(q, k, v), atol=1e-6)
+    for ours, expected in zip(
+        train_unet.matmul_attention(q, k, v, columns=True), sdpa(q, k, v, columns=True), strict=True
+    ):
+        assert torch.allclose(ours, expected, atol=1e-6)
+    assert torch.equal(train_unet.matmul_attention(q, k, v), train_unet.matmul_attention(q, k, v, columns=True)[0])
+
+
+def test_grounding_knows_the_side_of_a_word():
+    tokens, text = tokenizer(SMALL), "a photo of a sitting boy with a hat in the park"
+    prompt, sides = tokens.encode(text), Grounding(tokens).sides([text, ""])
+    found = {word.text: sides[0, list(word.tokens)].unique().tolist() for word in prompt.words}
+    free = {word.text: [0.0] for word in prompt.words}
+    assert found == free | {"sitting": [1.0], "boy": [1.0], "park": [-1.0]}
+    assert not sides[1].any() and not sides[0, prompt.length - 1 :].any()
+    assert not INSIDE & OUTSIDE and INSIDE | OUTSIDE < set(WORDS)
+
+
+def test_grounding_is_the_squared_share_on_the_wrong_side():
+    """By hand: of 4 cells the subject has the first whole and half of the second."""
+    tokens, texts = tokenizer(SMALL), ["boy", "boy on grass"]
+    (boy,), (_, _, grass) = ([word.tokens[0] for word in tokens.encode(text).words] for text in texts)
+    columns = torch.full((2, 4, SMALL.text.context_length), 0.5)
+    columns[0, :, boy] = torch.tensor([0.3, 0.1, 0.1, 0.0])  # wrong: half of the second cell and the third
+    columns[1, :, boy] = torch.tensor([0.2, 0.0, 0.0, 0.0])  # wrong: nothing
+    columns[1, :, grass] = torch.tensor([0.0, 0.2, 0.2, 0.4])  # wrong: half of the second
+    masks = torch.tensor([[1, 0.5, 0, 0]]).expand(2, 4)
+    expected = ((0.15 / 0.5) ** 2 + 0 + (0.1 / 0.8) ** 2) / 3
+    assert Grounding(tokens)(texts, masks, columns).item() == pytest.approx(expected, rel=1e-5)
+    assert Grounding(tokens)([""], masks[:1], columns[:1]).item() == 0
 
 
 @pytest.mark.parametrize("share", (0.0, 1.0))
@@ -150,10 +180,10 @@ def test_every_stage_takes_its_steps(tmp_path, monkeypatch, drawn, pictures):
     train_text.train_text(SMALL, tokenizer(SMALL), drawn, drawn, run["text"], batch=4)
     read = train_unet.conditions(TextEncoder(SMALL.text), tokenizer(SMALL), "cpu")
     latents = normal("means", 24, 4, 4, 4).half(), normal("stds", 24, 4, 4, 4).abs().half()
-    train_unet.train_unet(SMALL.unet, read, drawn.factors, latents, run["unet"], batch=2)
+    train_unet.train_unet(SMALL.unet, read, Grounding(tokenizer(SMALL)), drawn, latents, run["unet"], batch=2)
     large = Pictures(nn.functional.interpolate(pictures, size=128))
     train_judge(large, large, run["judge"], batch=2)
-    assert log(run["vae"])["psnr"] > 0 and log(run["unet"])["mse"] > 0
+    assert log(run["vae"])["psnr"] > 0 and log(run["unet"])["mse"] > 0 and 0 < log(run["unet"])["astray"] < 1
     assert log(run["text"])["recall_at_1_of_4"] in (0, 0.25, 0.5, 0.75, 1)
     assert 0 <= log(run["judge"])["pose_accuracy"] <= 1
 

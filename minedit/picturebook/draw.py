@@ -102,7 +102,7 @@ class Canvas:
     def limb(self, points: Sequence[Point], width: float, colour: Colour, end_width: float | None = None) -> None:
         """A chain of capsules through the points, tapering from `width` to `end_width`."""
         widths = np.linspace(width, end_width or width, len(points))
-        for (x0, y0), (x1, y1), w0, w1 in zip(points, points[1:], widths, widths[1:], strict=False):
+        for (x0, y0), (x1, y1), w0, w1 in zip(points[:-1], points[1:], widths[:-1], widths[1:], strict=True):
             length = math.hypot(x1 - x0, y1 - y0) or 1e-6
             nx, ny = (y1 - y0) / length / 2, (x0 - x1) / length / 2
             quad = [(x0 + nx * w0, y0 + ny * w0), (x1 + nx * w1, y1 + ny * w1)]

@@ -16,6 +16,7 @@ from minedit.checkpoint import Model, save, tokenizer, torch_device
 from minedit.config import PICTUREBOOK, Config, MineditError
 from minedit.picturebook.dataset import Drawings
 from minedit.picturebook.fit import Training
+from minedit.picturebook.grounding import Grounding
 from minedit.picturebook.train_judge import load_judge, save_judge, train_judge
 from minedit.picturebook.train_text import clip_model, train_text
 from minedit.picturebook.train_unet import cached_latents, conditions, train_unet
@@ -65,10 +66,11 @@ def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
     data, size = args.runs / "data", config.image_size
     if stage == "unet":
         vae = _trained(VAE(config.vae), args.runs / "vae").to(run.device, memory_format=torch.channels_last)
-        read = conditions(text_tower(config, args.runs), tokenizer(config), run.device)
+        words = tokenizer(config)
+        read = conditions(text_tower(config, args.runs), words, run.device)
         seen, file = Drawings(data, args.scenes, size, run.seed), f"latents-{args.scenes}-{run.seed}.safetensors"
         latents = cached_latents(vae, seen, data / file, config.latent_scale)
-        _keep(train_unet(config.unet, read, seen.factors, latents, run), run.folder)
+        _keep(train_unet(config.unet, read, Grounding(words), seen, latents, run), run.folder)
         return
     seen = Drawings(data, args.scenes, size, run.seed)
     if stage == "vae":

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,8 +23,8 @@ from minedit.ddim import alphas_cumprod
 from minedit.picturebook.captions import caption
 from minedit.picturebook.dataset import Drawings
 from minedit.picturebook.draw import stream
-from minedit.picturebook.factors import Factors
 from minedit.picturebook.fit import Training, fit
+from minedit.picturebook.grounding import Grounding
 from minedit.picturebook.train_text import Ids
 from minedit.text import TextEncoder
 from minedit.tokens import Tokenizer
@@ -31,8 +32,9 @@ from minedit.unet import UNet
 from minedit.vae import VAE
 
 DROPPED = 0.10  # captions replaced by the empty prompt
-BLIND = 0.85  # of the rest: end-of-text and padding states replaced by the empty prompt's, see `conditions`
+BLIND = 0.75  # of the rest: end-of-text and padding states replaced by the empty prompt's, see `conditions`
 SNR_CAP = 5.0
+GROUNDING = 0.1  # weight of the words' maps, see grounding.py
 
 Latents = tuple[Tensor, Tensor]  # means, standard deviations: [N,4,h,w] float16, times the latent scale
 Conditions = Callable[[list[str], random.Random], Tensor]  # captions, chances -> [B,T,width]
@@ -56,9 +58,13 @@ def cached_latents(vae: VAE, drawings: Drawings, file: Path, scale: float, batch
     return kept["means"], kept["stds"]
 
 
-def matmul_attention(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False) -> Tensor:
+def matmul_attention(
+    q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
     """Plain attention by two matrix products: on CPU its backward pass beats the fused kernel's at 256 pixels."""
-    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1).to(v.dtype) @ v
+    probabilities = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1)
+    out = probabilities.to(v.dtype) @ v
+    return (out, probabilities.float().mean(dim=1)) if columns else out
 
 
 def conditions(text: TextEncoder, tokenizer: Tokenizer, device: str) -> Conditions:
@@ -82,12 +88,19 @@ def conditions(text: TextEncoder, tokenizer: Tokenizer, device: str) -> Conditio
 
 
 def train_unet(
-    cfg: UNetConfig, read: Conditions, factors: list[Factors], latents: Latents, run: Training, batch: int = 32
+    cfg: UNetConfig,
+    read: Conditions,
+    ground: Grounding,
+    drawn: Drawings,
+    latents: Latents,
+    run: Training,
+    batch: int = 32,
 ) -> UNet:
-    """Train the UNet; `factors` are those of the drawings that `latents` are of, row by row."""
+    """Train the UNet on the `latents` of the pictures `drawn`, row by row."""
     torch.manual_seed(run.seed)
     unet, (means, stds) = UNet(cfg).to(run.device, memory_format=torch.channels_last), latents
-    alphas, attn = alphas_cumprod().float(), Attn(attend=matmul_attention)
+    watch = frozenset(site.name for site in unet.sites if site.kind == "cross" and site.stride == 1)
+    alphas, factors = alphas_cumprod().float(), drawn.factors
 
     def loss(step: int) -> dict[str, Tensor]:
         rng, noise = stream(run.seed, f"unet:{step}"), run.noise(step)
@@ -98,11 +111,15 @@ def train_unet(
         eps, t = torch.randn(z.shape, generator=noise), torch.randint(0, 1000, (batch,), generator=noise)
         a = alphas[t][:, None, None, None]
         x = (a.sqrt() * z + (1 - a).sqrt() * eps).to(run.device, memory_format=torch.channels_last)
-        context = read(captions, rng)
+        context, attn = read(captions, rng), Attn(attend=matmul_attention, watch=watch, seen={})
         with run.bfloat16():
             predicted = unet(x, t.to(run.device), context, attn)
         square = (predicted.float() - eps.to(run.device)).square().mean((1, 2, 3))
         snr = (alphas[t] / (1 - alphas[t])).to(run.device)
-        return {"loss": (square * (SNR_CAP / snr).clamp(max=1)).mean(), "mse": square.mean()}
+        weighted = (square * (SNR_CAP / snr).clamp(max=1)).mean()
+        masks = torch.from_numpy(drawn.masks[picked] / np.float32(255)).flatten(1).to(run.device)
+        columns = torch.stack([seen.columns for seen in attn.seen.values()]).mean(0)
+        astray = ground(captions, masks, columns)
+        return {"loss": weighted + GROUNDING * astray, "mse": square.mean(), "astray": astray}
 
     return fit("unet", unet, loss, run, peak=6e-4, ema=0.999, weight_decay=0.01)
