@@ -178,9 +178,11 @@ def test_every_stage_takes_its_steps(tmp_path, monkeypatch, drawn, pictures):
     run = {stage: Training(tmp_path / stage, 2) for stage in train.STEPS}
     train_vae.train_vae(SMALL, drawn, run["vae"], batch=2)
     train_text.train_text(SMALL, tokenizer(SMALL), drawn, drawn, run["text"], batch=4)
-    read = train_unet.conditions(TextEncoder(SMALL.text), tokenizer(SMALL), "cpu")
+    text = fill(TextEncoder(SMALL.text))
+    before = {name: p.clone() for name, p in text.named_parameters()}
     latents = normal("means", 24, 4, 4, 4).half(), normal("stds", 24, 4, 4, 4).abs().half()
-    train_unet.train_unet(SMALL.unet, read, Grounding(tokenizer(SMALL)), drawn, latents, run["unet"], batch=2)
+    train_unet.train_unet(SMALL.unet, text, tokenizer(SMALL), drawn, latents, run["unet"], batch=2)
+    assert all(not torch.equal(p, before[name]) for name, p in text.named_parameters() if "embed" in name)
     large = Pictures(nn.functional.interpolate(pictures, size=128))
     train_judge(large, large, run["judge"], batch=2)
     assert log(run["vae"])["psnr"] > 0 and log(run["unet"])["mse"] > 0 and 0 < log(run["unet"])["astray"] < 1
@@ -190,7 +192,12 @@ def test_every_stage_takes_its_steps(tmp_path, monkeypatch, drawn, pictures):
 
 def keep_parts(runs):
     """Random networks where the stages leave their trained ones."""
-    parts = {"vae": VAE(SMALL.vae), "text": clip_model(SMALL), "unet": UNet(SMALL.unet)}
+    parts = {
+        "vae": VAE(SMALL.vae),
+        "text": clip_model(SMALL),
+        "unet": UNet(SMALL.unet),
+        "tower": TextEncoder(SMALL.text),
+    }
     for stage, module in parts.items():
         (runs / stage).mkdir()
         train._keep(module, runs / stage)

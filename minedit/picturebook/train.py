@@ -16,10 +16,9 @@ from minedit.checkpoint import Model, save, tokenizer, torch_device
 from minedit.config import PICTUREBOOK, Config, MineditError
 from minedit.picturebook.dataset import Drawings
 from minedit.picturebook.fit import Training
-from minedit.picturebook.grounding import Grounding
 from minedit.picturebook.train_judge import load_judge, save_judge, train_judge
 from minedit.picturebook.train_text import clip_model, train_text
-from minedit.picturebook.train_unet import cached_latents, conditions, train_unet
+from minedit.picturebook.train_unet import cached_latents, train_unet
 from minedit.picturebook.train_vae import train_vae
 from minedit.text import TextEncoder
 from minedit.unet import UNet
@@ -66,11 +65,11 @@ def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
     data, size = args.runs / "data", config.image_size
     if stage == "unet":
         vae = _trained(VAE(config.vae), args.runs / "vae").to(run.device, memory_format=torch.channels_last)
-        words = tokenizer(config)
-        read = conditions(text_tower(config, args.runs), words, run.device)
+        text = text_tower(config, args.runs)
         seen, file = Drawings(data, args.scenes, size, run.seed), f"latents-{args.scenes}-{run.seed}.safetensors"
         latents = cached_latents(vae, seen, data / file, config.latent_scale)
-        _keep(train_unet(config.unet, read, Grounding(words), seen, latents, run), run.folder)
+        _keep(train_unet(config.unet, text, tokenizer(config), seen, latents, run), run.folder)
+        _keep(text, args.runs / "tower")
         return
     seen = Drawings(data, args.scenes, size, run.seed)
     if stage == "vae":
@@ -84,7 +83,7 @@ def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
 
 
 def text_tower(config: Config, runs: Path) -> TextEncoder:
-    """The text encoder of the trained CLIP. Raises MineditError where there is none yet."""
+    """The text encoder of the trained CLIP, with which stage 3 begins. Raises MineditError where there is none yet."""
     clip, text = _trained(clip_model(config), runs / "text"), TextEncoder(config.text)
     wanted = text.clip.state_dict()
     tower = {name.removeprefix("text_model."): tensor for name, tensor in clip.text_model.state_dict().items()}
@@ -98,7 +97,7 @@ def assemble(config: Config, runs: Path, out: Path) -> None:
     Raises MineditError where a part is not trained yet.
     """
     unet, vae = _trained(UNet(config.unet), runs / "unet"), _trained(VAE(config.vae), runs / "vae")
-    text = text_tower(config, runs)
+    text = _trained(TextEncoder(config.text), runs / "tower")
     model = Model(unet, vae, text, tokenizer(config), config, sdpa, "sdpa", torch.device("cpu"), torch.float32)
     save(model, out / "picturebook.safetensors", dtype="float16")
     clip = _trained(clip_model(config), runs / "text").half().state_dict()

@@ -1,4 +1,7 @@
-"""Stage 3: the UNet, predicting ε on cached latents (Ho et al., 2020) under frozen captions' embeddings.
+"""Stage 3: the UNet, predicting ε on cached latents (Ho et al., 2020), and the text encoder, taken from CLIP's.
+
+The encoder goes on learning: the contrastive loss told subjects, places and colours apart and left the states of
+"sitting" and "standing" nearly equal, and the UNet then drew the same picture for both.
 
 10 % of the captions are dropped for classifier-free guidance (Ho & Salimans, 2022). Squared errors are weighted by
 min(SNR, 5)/SNR (Hang et al., 2023), which spends a short training on the noise levels that decide what is where.
@@ -14,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minedit.attention import Attn, Rule
@@ -34,6 +37,7 @@ from minedit.vae import VAE
 DROPPED = 0.10  # captions replaced by the empty prompt
 BLIND = 0.75  # of the rest: end-of-text and padding states replaced by the empty prompt's, see `conditions`
 SNR_CAP = 5.0
+PEAK = 6e-4  # learning rate
 GROUNDING = 0.1  # weight of the words' maps, see grounding.py
 
 Latents = tuple[Tensor, Tensor]  # means, standard deviations: [N,4,h,w] float16, times the latent scale
@@ -74,9 +78,8 @@ def conditions(text: TextEncoder, tokenizer: Tokenizer, device: str) -> Conditio
     maps of the words stay diffuse; where that state and the padding are often those of the empty prompt, it must read
     the words where they are.
     """
-    ids, text = Ids(tokenizer), text.to(device).eval().requires_grad_(False)
+    ids, text = Ids(tokenizer), text.to(device)
 
-    @torch.no_grad()
     def states(captions: list[str], rng: random.Random) -> Tensor:
         rows, lengths = ids(captions)
         empty, full = text(ids([""])[0].to(device)), text(rows.to(device))
@@ -89,16 +92,18 @@ def conditions(text: TextEncoder, tokenizer: Tokenizer, device: str) -> Conditio
 
 def train_unet(
     cfg: UNetConfig,
-    read: Conditions,
-    ground: Grounding,
+    text: TextEncoder,
+    tokenizer: Tokenizer,
     drawn: Drawings,
     latents: Latents,
     run: Training,
     batch: int = 32,
 ) -> UNet:
-    """Train the UNet on the `latents` of the pictures `drawn`, row by row."""
+    """Train a UNet, which is returned, and `text` on the `latents` of the pictures `drawn`, row by row."""
     torch.manual_seed(run.seed)
     unet, (means, stds) = UNet(cfg).to(run.device, memory_format=torch.channels_last), latents
+    read, ground = conditions(text, tokenizer, run.device), Grounding(tokenizer)
+    both = nn.ModuleDict({"unet": unet, "text": text.train().requires_grad_(True)})
     watch = frozenset(site.name for site in unet.sites if site.kind == "cross" and site.stride == 1)
     alphas, factors = alphas_cumprod().float(), drawn.factors
 
@@ -122,4 +127,5 @@ def train_unet(
         astray = ground(captions, masks, columns)
         return {"loss": weighted + GROUNDING * astray, "mse": square.mean(), "astray": astray}
 
-    return fit("unet", unet, loss, run, peak=6e-4, ema=0.999, weight_decay=0.01)
+    fit("unet", both, loss, run, peak=PEAK, ema=0.999, weight_decay=0.01)
+    return unet
