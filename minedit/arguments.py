@@ -171,4 +171,4 @@ def _run_options(parser: Parser) -> None:
     group.add_argument("--model", metavar="PATH", help=".ckpt, .safetensors or diffusers folder; else the embedded one")
     group.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1, mps")
     group.add_argument("--dtype", metavar="NAME", default="float32", help="float32, float16, bfloat16")
-    group.add_argument("--attention", metavar="NAME", default="auto", help="auto, sdpa, eager or module:function")
+    group.add_argument("--attention", metavar="NAME", default="auto", help="auto, sdpa, eager, triton, module:function")

@@ -10,6 +10,7 @@ Letters: B rows of the batch, H heads, N pixels, T tokens (pixels too, in self-a
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -208,19 +209,28 @@ class Attn:
     seen: dict[str, Seen] = field(default_factory=dict)  # filled by the watched layers
 
 
-def backend(name: str) -> Attend:
-    """The attention function called "eager", "sdpa", "auto" or, a user's own, "module:function".
+def resolve(name: str, device: torch.device | str = "cpu") -> str:
+    """What "auto" stands for on `device`: "triton" on a GPU that has it, else "sdpa". Other names: themselves."""
+    if name != "auto":
+        return name
+    return "sdpa" if torch.device(device).type != "cuda" or importlib.util.find_spec("triton") is None else "triton"
 
-    Raises MineditError for any other name and for a function that cannot be imported.
+
+def backend(name: str, device: torch.device | str = "cpu") -> Attend:
+    """The attention function for `device` called "eager", "sdpa", "triton", "auto" or, a user's own, "module:function".
+
+    Raises MineditError for any other name, for a function that cannot be imported, and for triton where it cannot run.
     """
-    if name == "auto":
-        return sdpa
+    name = resolve(name, device)
     known = {"eager": eager, "sdpa": sdpa}
     if name in known:
         return known[name]
+    if name == "triton":
+        return _triton(torch.device(device))
     module, colon, function = name.partition(":")
     if not colon:
-        raise MineditError(f"attention {name!r} is unknown; expected {', '.join(known)}, auto or module:function")
+        choices = ", ".join((*known, "triton"))
+        raise MineditError(f"attention {name!r} is unknown; expected {choices}, auto or module:function")
     try:
         found = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
@@ -228,3 +238,15 @@ def backend(name: str) -> Attend:
     if not callable(found):
         raise MineditError(f"attention {name!r}: {module!r} has no function {function!r}; expected module:function")
     return found
+
+
+def _triton(device: torch.device) -> Attend:
+    """kernels.py is imported only here: without the package triton it cannot be."""
+    try:
+        kernels = importlib.import_module("minedit.kernels")
+    except ImportError as error:
+        raise MineditError(f"attention 'triton': {error}; install the package triton, or use sdpa") from error
+    if device.type != "cuda" and not kernels.INTERPRETED:
+        hint = "use sdpa, or set TRITON_INTERPRET=1 to try the kernel slowly"
+        raise MineditError(f"attention 'triton' needs a CUDA GPU, the device is {str(device)!r}; {hint}")
+    return kernels.attend

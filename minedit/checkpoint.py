@@ -52,7 +52,8 @@ def load(
     dtype: float32, float16 or bfloat16. attention: see `attention.backend`. Raises MineditError, in one line, for what
     is missing, damaged, of another model, or cannot be used on this machine.
     """
-    kind, place, attend = _dtype(dtype), torch_device(device), backend(attention)
+    kind, place = _dtype(dtype), torch_device(device)
+    attend = backend(attention, place)
     path = _embedded() if path is None else Path(path).expanduser()
     tensors, metadata = read(path)
     weights = recognise(path, tensors)

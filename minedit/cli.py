@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from minedit import __version__, arguments, checkpoint, image
+from minedit.attention import resolve
 from minedit.checkpoint import Model
 from minedit.config import MineditError
 from minedit.edit import edit, generate, method_settings
@@ -159,7 +160,7 @@ def _check_prompts(sd: Model, prompts: dict[str, str]) -> None:
 def _load(args: argparse.Namespace) -> Model:
     began = time.perf_counter()
     sd = checkpoint.load(args.model, args.device, args.dtype, args.attention)
-    chosen = f" ({sd.attend.__name__})" if sd.attention == "auto" else ""
+    chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
     where = "embedded" if args.model is None else args.model
     print(f"model {sd.config.name} ({where}), loaded in {time.perf_counter() - began:.1f} s")
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import random
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from seeded import fill, normal
 from torch import Tensor
 
 from minedit import attention
-from minedit.attention import Attn, Edit, Gate, Rule, Site, backend, eager, sdpa
+from minedit.attention import Attn, Edit, Gate, Rule, Site, backend, eager, resolve, sdpa
 from minedit.config import MineditError
 from minedit.unet import CrossAttention
 
@@ -201,6 +204,23 @@ def test_backend_by_name():
     for name in ("flash", "no.such.module:f", "minedit.attention:no_such", "minedit.attention:"):
         with pytest.raises(MineditError, match="attention '"):
             backend(name)
+
+
+def test_auto_is_sdpa_without_a_gpu():
+    assert resolve("auto") == resolve("auto", torch.device("cpu")) == "sdpa" and backend("auto") is sdpa
+    assert resolve("eager", "cuda") == "eager"
+    fused = "triton" if importlib.util.find_spec("triton") else "sdpa"
+    assert resolve("auto", "cuda:1") == fused  # the name alone: no GPU is asked for
+
+
+def test_triton_says_what_it_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "minedit.kernels", SimpleNamespace(INTERPRETED=False, attend=eager))
+    with pytest.raises(MineditError, match="'triton' needs a CUDA GPU, the device is 'cpu'; use sdpa"):
+        backend("triton")
+    assert backend("triton", "cuda") is eager
+    monkeypatch.setitem(sys.modules, "minedit.kernels", None)  # as where the package triton is not installed
+    with pytest.raises(MineditError, match="install the package triton, or use sdpa"):
+        backend("triton", "cuda")
 
 
 @torch.no_grad()

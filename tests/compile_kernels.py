@@ -1,0 +1,77 @@
+"""Compile the fused kernel for GPUs that are not here; print what each variant takes of them.
+
+    python tests/compile_kernels.py [--quick]
+
+One line a variant: registers a thread, bytes of shared memory a block, bytes spilled to memory a thread. The compiler
+and the assembler come with the package triton.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from minedit import kernels
+
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+SIZES = ((4096, 40), (1024, 80), (256, 160))  # pixels, width of a head: Stable Diffusion v1.4's
+
+
+def compiled(target: int, n: int, d: int, dtype: torch.dtype, edited: bool, seen: bool):
+    """What `kernels.attend` would launch for `n` pixels, 8 heads of width `d` and 77 tokens."""
+    names = kernels._attend.arg_names
+    numbers = kernels.shape(n, d, 77, dtype)
+    warps = numbers.pop("num_warps")
+    fixed = numbers | {"HEADS": 8, "D": d, "MIX": edited, "GATE": edited, "SEEN": seen, "WIDE": False}
+    fixed |= dict.fromkeys(("q_width", "k_width", "v_width"), 1)
+    types = dict.fromkeys(("q", "k", "v", "out"), f"*{TYPES[dtype]}") | {"rows": "*i32", "scale": "fp32"}
+    types |= dict.fromkeys(("weights", "gates", "seen"), "*fp32")
+    types["mix"] = "*fp32" if dtype == torch.float32 else "*fp16"
+    signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in names}
+    aligned = [name for name in names if signature[name][0] == "*" or re.search("_(row|head|pixel|token)$", name)]
+    source = ASTSource(
+        kernels._attend,
+        signature,
+        {(names.index(name),): value for name, value in fixed.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps})
+
+
+def resources(binary, target: int) -> tuple[int, int, int]:
+    """(registers a thread, bytes of shared memory a block, bytes spilled a thread), as the assembler tells."""
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "kernel.ptx"
+        code.write_text(binary.asm["ptx"])
+        name = f"sm_{target}" + "a" * (target >= 90)
+        command = [assembler, "-v", "--gpu-name", name, code, "-o", code.with_suffix(".cubin")]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers, spilled = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
+    return int(registers[1]), binary.metadata.shared, int(spilled[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one variant for each GPU")
+    quick = parser.parse_args().quick
+    sizes, kinds = (SIZES[:1], (torch.float16,)) if quick else (SIZES, TYPES)
+    variants = ((True, False),) if quick else ((False, False), (True, False), (True, True))
+    print(f"{'GPU':6} {'pixels':>6} {'width':>5} {'dtype':>9} {'edited':>6} {'columns':>7} registers shared spilled")
+    for target, (n, d), kind, (edited, seen) in itertools.product((80, 90), sizes, kinds, variants):
+        registers, shared, spilled = resources(compiled(target, n, d, kind, edited, seen), target)
+        what = f"sm_{target}  {n:>6} {d:>5} {TYPES[kind]:>9} {edited!s:>6} {seen!s:>7}"
+        print(f"{what} {registers:>9} {shared:>6} {spilled:>7}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The fused kernel. Oracle: the formula of Edit in float64; the measure is eager's error in the same dtype.
+
+Where there is no GPU it runs in Triton's interpreter: conftest.py asks for it.
+Compilation for GPUs that are not here runs in processes of its own, without the interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from seeded import normal
+from torch import Tensor
+
+from minedit.attention import Edit, Rule, eager
+
+pytest.importorskip("triton")
+from minedit import kernels  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def oracle(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """(out, columns) by Edit's docstring, in float64."""
+    q, k, v = (
+        x.double()[list(rows or range(len(x)))]
+        for x, rows in zip((q, k, v), (rule.q_rows, rule.k_rows, rule.v_rows), strict=True)
+    )
+    p = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1)
+    m = p.clone()
+    for e in rule.edits:
+        mixed = p[e.source] if e.columns is None else p[e.source] @ e.columns.double()
+        w = 1 if e.gate is None else e.gate.double()[:, None]
+        pin, blend, own = (x.double() for x in (e.pin, e.blend, e.own))
+        m[e.row] = pin * mixed + blend * ((1 - w) * mixed + w * p[e.row]) + own * p[e.row]
+    return m @ v, p.mean(1)
+
+
+def case(seed: int, b: int, h: int, n: int, t: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v as a layer hands them: heads are a view of the channels, [b,n,h·d] split and transposed."""
+    shapes = {"q": (n, 2.0), "k": (t, 2.0), "v": (t, 1.0)}
+    return tuple(
+        (normal(f"{name} {seed}", b, m, h * d) * scale).to(DEVICE, dtype).unflatten(-1, (h, d)).transpose(1, 2)
+        for name, (m, scale) in shapes.items()
+    )
+
+
+def random_edit(rng: random.Random, row: int, source: int, n: int, t: int) -> Edit:
+    shares = normal(f"shares {rng.random()}", 3, t).mul(2).softmax(0)
+    if rng.random() < 0.3:
+        shares = shares * torch.tensor([rng.uniform(0, 4) for _ in range(t)])
+    mixes = (None, torch.eye(t)[:, rng.sample(range(t), t)], normal(f"mix {rng.random()}", t, t).softmax(0))
+    gate = rng.choice([None, normal(f"gate {rng.random()}", n).sigmoid()])
+    mix = rng.choice(mixes)
+    place = [x if x is None else x.to(DEVICE) for x in (mix, *shares, gate)]
+    return Edit(row, source, *place[:4], gate=place[4])
+
+
+def random_rule(rng: random.Random, b: int, n: int, t: int) -> Rule:
+    rows = [tuple(rng.randrange(b) for _ in range(b)) if rng.random() < 0.3 else None for _ in range(3)]
+    edited = rng.sample(range(b), rng.randint(0, b))
+    return Rule(*rows, edits=tuple(random_edit(rng, row, rng.randrange(b), n, t) for row in edited))
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+def assert_as_good_as_eager(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> None:
+    """Twice eager's error, or four units of the last place where eager happens to be exact."""
+    ours, theirs, exact = (
+        kernels.attend(q, k, v, rule, columns=True),
+        eager(q, k, v, rule, columns=True),
+        oracle(q, k, v, rule),
+    )
+    for found, reference, expected in zip(ours, theirs, exact, strict=True):
+        assert found.dtype == reference.dtype
+        floor = 4 * torch.finfo(torch.float32).eps
+        assert error(found, expected) <= max(2 * error(reference, expected), floor)
+    assert torch.equal(kernels.attend(q, k, v, rule), ours[0])
+
+
+# N is never a multiple of the tile, T and D are powers of two in some and not in others; the last three are SD-v1.4's.
+SHAPES = ((9, 7, 8), (33, 77, 16), (17, 16, 24), (35, 77, 40), (18, 77, 80), (5, 77, 160))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_random_rules(shape, dtype):
+    for seed in range(3):
+        rng, b, h = random.Random(f"{seed} {shape}"), 2 + seed, 1 + seed % 2
+        n, t, d = shape
+        assert_as_good_as_eager(*case(seed, b, h, n, t, d, dtype), random_rule(rng, b, n, t))
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = case(0, 2, 1, 9, 7, 8, torch.float16)
+    rule = Rule(edits=(random_edit(random.Random(0), 1, 0, 9, 7),))
+    assert_as_good_as_eager(q * 100, k * 100, v, rule)
+
+
+def test_without_a_rule_it_is_attention():
+    q, k, v = case(1, 2, 2, 40, 11, 16, torch.float32)
+    assert torch.allclose(kernels.attend(q, k, v), eager(q, k, v), atol=1e-6)
+
+
+def test_source_rows_are_untouched():
+    q, k, v = case(2, 4, 2, 20, 7, 8, torch.float32)
+    plain = kernels.attend(q, k, v)
+    edited = kernels.attend(q, k, v, Rule(edits=(random_edit(random.Random(1), 3, 2, 20, 7),)))
+    assert torch.equal(edited[:3], plain[:3]) and not torch.allclose(edited[3], plain[3])
+
+
+def test_more_keys_than_a_tile_go_to_the_flash_kernel():
+    q, k, v = case(3, 4, 2, 150, 150, 8, torch.float32)
+    rule = Rule(q_rows=(0, 1, 2, 2), k_rows=(0, 1, 2, 2))
+    assert error(kernels.attend(q, k, v, rule), oracle(q, k, v, rule)[0]) < 1e-6
+
+
+def test_it_compiles_without_spilling():
+    """For GPUs that need not be here; registers, shared memory and spills are printed (pytest -s)."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).parent / "compile_kernels.py"
+    done = subprocess.run([sys.executable, script, "--quick"], env=environment, capture_output=True, text=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert {row[0] for row in rows} == {"sm_80", "sm_90"} and {row[-1] for row in rows} == {"0"}
