@@ -83,8 +83,9 @@ def _off(found: Tensor, true: Tensor, limit: float) -> Tensor:
 
 
 def _is(found: Tensor, other: Tensor, true: Tensor, limit: float) -> bool:
-    """Whether `found` is `other`, and clearly nearer to it than to the truth."""
-    return distance(found, other) <= min(limit, distance(found, true) / 10)
+    """Whether `found` is `other`, and not by chance. Beside a mistake rounding may be more than the limit, too."""
+    error = distance(found, true)
+    return distance(found, other) <= min(max(limit, error / 1000), error / 10)
 
 
 def _regions(off: Tensor, rule: Rule | None) -> Iterator[str]:
