@@ -68,7 +68,7 @@ def _rows(
     device: torch.device,
 ) -> list[Row]:
     """Try every function on every case and print the table: in `bench` a line a case, in `check` a line a shape."""
-    rows, told = [], Counter()
+    rows, had = [], Counter()
     wide = max(len(name) for name in ("attention", *functions))
     print(f"\n{'attention':{wide}}  {HEAD}")
     for dtype in dtypes:
@@ -80,20 +80,21 @@ def _rows(
             for case in cases(shape, rules, DTYPES[dtype], device):
                 expected = answers(case)
                 for name, attend in functions.items():
-                    verdict = judge(attend, case, expected, explain=told[name, "wrong"] < EXPLAINED)
+                    verdict = judge(attend, case, expected, explain=had[name, "wrong"] < EXPLAINED)
                     tried = list(_tried(attend, case, verdict, top, args))
                     rows += [{"attention": name, "dtype": dtype, **row} for row in tried]
                     for row in rows[-len(tried) :] if top else ():
                         print(_line(wide, row, shape, row["rule"] + " + columns" * row["columns"]), flush=True)
-                    told[name, verdict.status] += 1
-                    if verdict.status != "right" and told[name, verdict.status] <= EXPLAINED:
+                    had[name, verdict.status] += 1
+                    if verdict.status != "right" and had[name, verdict.status] <= EXPLAINED:
                         print(f"{verdict.status}: {name}, {case}", *verdict.report, sep="\n    ", flush=True)
                     if verdict.fatal:
                         print("the device cannot be used after this: nothing more was tried")
                         return rows
             for name in functions if not top else ():
                 mine = [row for row in rows[begun:] if row["attention"] == name]
-                print(*_summary(wide, mine, shape), sep="\n", flush=True)
+                for line in _summary(wide, mine, shape):
+                    print(line, flush=True)
     return rows
 
 
