@@ -19,7 +19,11 @@ from minedit.ddim import TRAIN_STEPS
 from minedit.edit import METHODS
 from minedit.p2p import P2PConfig
 
-ELSEWHERE = {"train": "train the parts of the embedded model", "judge": "measure what the embedded model draws"}
+ELSEWHERE = {
+    "train": "train the parts of the embedded model",
+    "judge": "measure what the embedded model draws",
+    "kernels": "check and time attention functions, your own too",
+}
 LARGEST_SEED = 2**63 - 1
 
 

@@ -1,7 +1,7 @@
 """The command line: one verb per job. In: arguments. Out: pictures and JSON in a folder; on the terminal, what it did.
 
-Exit status: 0 done, 2 a mistake that one line on stderr explains, 130 interrupted. A file appears whole or not at all,
-and every picture carries the settings that make it again (`--from`).
+Exit status: 0 done, 1 a kernel that `minedit kernels` finds wrong, 2 a mistake that one line on stderr explains, 130
+interrupted. A file appears whole or not at all, and every picture carries the settings that make it again (`--from`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without τ shows a question mark
     try:
         if argv[:1] and argv[0] in arguments.ELSEWHERE:
-            return importlib.import_module(f"minedit.picturebook.{argv[0]}").main(argv[1:]) or 0
+            module = "minedit.lab" if argv[0] == "kernels" else f"minedit.picturebook.{argv[0]}"
+            return importlib.import_module(module).main(argv[1:]) or 0
         args = arguments.parse(argv)
         (_generate if args.verb == "generate" else _edit)(args)
     except MineditError as error:
