@@ -70,7 +70,7 @@ def test_the_same_tensor_twice(saved, tmp_path):
         ((UNET + "input_blocks.0.0.weight", "conditioner.embedders.0.x"), "Stable Diffusion XL"),
         (("lora_unet_down_blocks_0.lora_up.weight",), "a LoRA"),
         (("control_model.input_blocks.0.0.weight",), "a ControlNet"),
-        (("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"), "one part of a diffusers folder"),
+        (("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"), "the UNet of a diffusers folder alone"),
         (("a", "b", "c", "d"), r"unknown here: 4 tensors \(a, b, c, \.\.\.\)"),
         ((), r"unknown here: 0 tensors"),
     ],
