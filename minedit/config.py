@@ -102,13 +102,24 @@ def _like(example: object, value: object, name: str) -> object:
         return type(example)(**{key: _like(getattr(example, key), value[key], key) for key in names})
     if isinstance(example, tuple) and isinstance(value, list) and 0 < len(value) <= DEEPEST:
         return tuple(_like(example[0], item, name) for item in value)
-    if isinstance(example, float) and type(value) is float and math.isfinite(value):
-        return value
-    if type(value) is type(example) and (type(value) is not int or 0 <= value <= LARGEST):
+    if type(value) is type(example) and _sound(value):
         return value
     raise MineditError(
         f"{name} is {repr(value)[:40]}, expected something like {example!r}: written by another version?"
     )
+
+
+def _sound(value: object) -> bool:
+    match value:
+        case bool():
+            return True
+        case int():
+            return 1 <= value <= LARGEST
+        case float():
+            return math.isfinite(value)
+        case str():
+            return value.isprintable()
+    return False
 
 
 SD14 = Config("sd-v1.4", UNetConfig(), VAEConfig(), TextConfig())

@@ -86,8 +86,8 @@ REFUSED = {
 
 # Parts of a model, where there is no UNet in either layout.
 ALONE = {
+    "a text encoder": r"(cond_stage_model\.transformer\.)?(text_model|embeddings|encoder\.layers)\.",
     "a VAE": r"(first_stage_model\.)?(encoder|decoder|quant_conv|post_quant_conv)\.",
-    "a text encoder": r"(cond_stage_model\.transformer\.)?text_model\.",
     "the UNet of a diffusers folder": r"(down_blocks|up_blocks|mid_block)\.",
 }
 

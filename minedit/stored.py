@@ -14,7 +14,7 @@ from torch import Tensor
 from minedit.config import MineditError
 
 LIMIT = 4 * 2**20  # bytes that a file may spend on saying what is in it: ten times what those of SD-v1 do
-PIECE = 4 * 2**20  # elements read at once
+PIECE = 2**20  # elements read at once: what fits a cache
 
 
 class Refused(Exception):

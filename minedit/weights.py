@@ -91,7 +91,7 @@ def verify(path: Path) -> None:
         count = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
         print(f"  {part:7}{len(tensors):5} tensors {count:13,} parameters  {', '.join(_dtypes(tensors.values()))}")
     if found.extras:
-        print(f"  not used by the model: {first(found.extras)}")
+        print(f"  not used by the model: {first(sorted(found.extras))}")
     for file in sorted({tensor.path for tensors in found.tensors.values() for tensor in tensors.values()}):
         name = f"{file.relative_to(path)}  " if file != path else ""
         digest = sha256(file)
@@ -155,8 +155,10 @@ def fetch(name: str, out: Path | None = None) -> None:
             return
         if constants.HF_HUB_OFFLINE:
             raise MineditError("HF_HUB_OFFLINE is set; unset it to download")
-        out.parent.mkdir(parents=True, exist_ok=True)
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        if not endpoint.startswith(("https://", "http://")):
+            raise MineditError(f"HF_ENDPOINT is {endpoint!r}, expected an address such as https://huggingface.co")
+        out.parent.mkdir(parents=True, exist_ok=True)
         _download(f"{endpoint}/{repository}", f"{endpoint}/{repository}/resolve/main/{file}", part)
         digest = sha256(part)
         if digest != expected:
