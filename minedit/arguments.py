@@ -19,10 +19,11 @@ from minedit.ddim import TRAIN_STEPS
 from minedit.edit import METHODS
 from minedit.p2p import P2PConfig
 
-ELSEWHERE = {
-    "train": "train the parts of the embedded model",
-    "judge": "measure what the embedded model draws",
-    "kernels": "check and time attention functions, your own too",
+ELSEWHERE = {  # verb -> the module whose main runs it, what it does
+    "weights": ("weights", "verify, convert or fetch a file of weights"),
+    "train": ("picturebook.train", "train the parts of the embedded model"),
+    "judge": ("picturebook.judge", "measure what the embedded model draws"),
+    "kernels": ("lab", "check and time attention functions, your own too"),
 }
 LARGEST_SEED = 2**63 - 1
 
@@ -150,7 +151,7 @@ def _parser(defaults: dict) -> Parser:
 
     for verb in (draw, change):
         verb.set_defaults(**defaults)
-    for name, text in ELSEWHERE.items():
+    for name, (_, text) in ELSEWHERE.items():
         verbs.add_parser(name, help=text)
     return top
 

@@ -1,4 +1,4 @@
-"""Files of weights <-> a Model: the public `load` and `save`, with formats.py for bytes and layouts.py for names.
+"""Files of weights <-> a Model: the public `load` and `save`, with formats.py for files and layouts.py for names.
 
 Modules are built without memory, then take the file's tensors, every one of them and no other. A missing name, a
 further name or another shape is an error that says which, never a warning.
@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
+from minedit import image
 from minedit.attention import backend
 from minedit.config import IP2P, SD14, Config, MineditError
 from minedit.formats import read
-from minedit.layouts import LAYOUTS, Weights, first, recognise
+from minedit.layouts import LAYOUTS, Tensors, Weights, first, recognise
+from minedit.stored import shown
 from minedit.text import TextEncoder
 from minedit.tokens import Tokenizer
 from minedit.unet import UNet
@@ -27,6 +29,8 @@ from minedit.vae import VAE
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CONFIG_KEY = "minedit.config"  # in the metadata of a safetensors file: Config.to_json
+# The UNet's tensors whose second size tells models apart: input channels, and the width of the text's embeddings.
+TELLING = ("input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
 
 
 @dataclass(frozen=True)
@@ -44,27 +48,46 @@ class Model:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a file of weights holds, before any of it is read."""
+
+    layout: str  # in words
+    config: Config
+    modules: dict[str, nn.Module]  # unet, vae, text: without memory
+    tensors: dict[str, Tensors]  # of each module, by the names in its state dict; every one of them
+    extras: list[str]  # tensors that no model is made of
+
+
+def examine(path: Path) -> Found:
+    """Raises MineditError for what is missing, damaged or of another model."""
+    tensors, metadata = read(path)
+    weights = recognise(path, tensors)
+    config = _config(path, weights, metadata)
+    modules = _build(path, config)
+    fitted = _fitted(path, weights, config, modules)
+    named, held = (dict(zip(weights.parts, each, strict=True)) for each in (modules, fitted))
+    return Found(weights.layout, config, named, held, weights.extras)
+
+
 def load(
     path: str | os.PathLike | None = None, device: str = "cpu", dtype: str = "float32", attention: str = "auto"
 ) -> Model:
     """The embedded model, or that of a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
 
     dtype: float32, float16 or bfloat16. attention: see `attention.backend`. Raises MineditError, in one line, for what
-    is missing, damaged, of another model, or cannot be used on this machine.
+    is missing, damaged, of another model, or cannot be used on this machine. At its peak it takes the memory of the
+    model in `dtype` and little more: tensors are read one by one.
     """
     kind, place = _dtype(dtype), torch_device(device)
     attend = backend(attention, place)
-    path = _embedded() if path is None else Path(path).expanduser()
-    tensors, metadata = read(path)
-    weights = recognise(path, tensors)
-    config = _config(path, weights, metadata)
-    unet, vae, text = modules = _build(path, config)
-    for module, fitted in zip(modules, _fitted(path, weights, config, modules), strict=True):
-        # Copied also where nothing changes: a view of the file's pages is not aligned, and sums then round otherwise.
-        cast = {name: tensor.to(place, kind, copy=True) for name, tensor in fitted.items()}
-        module.load_state_dict(cast, strict=True, assign=True)
+    found = examine(_embedded() if path is None else Path(path).expanduser())
+    for part, module in found.modules.items():
+        state = {name: stored.read(kind).to(place) for name, stored in found.tensors[part].items()}
+        module.load_state_dict(state, strict=True, assign=True)
         module.to(place).eval().requires_grad_(False)
-    return Model(unet, vae, text, tokenizer(config), config, attend, attention, place, kind)
+    unet, vae, text = found.modules.values()
+    return Model(unet, vae, text, tokenizer(found.config), found.config, attend, attention, place, kind)
 
 
 def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> None:
@@ -72,7 +95,6 @@ def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> Non
 
     The file appears under its name complete or not at all. Raises MineditError where it cannot be written.
     """
-    path = Path(path).expanduser()
     kind = model.dtype if dtype is None else _dtype(dtype)
     prefixes = LAYOUTS[0].prefixes
     parts = {"unet": model.unet, "vae": model.vae, "text": model.text}
@@ -81,17 +103,17 @@ def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> Non
         for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode  # the user's; save_file's own is private
-        save_file(tensors, partial, {CONFIG_KEY: model.config.to_json(), "format": "pt"})
-        partial.chmod(mode)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise MineditError(f"{path} cannot be written ({error}); choose another place") from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+    def write(part: Path) -> None:
+        part.touch()
+        mode = part.stat().st_mode  # the user's; save_file's own is private
+        try:
+            save_file(tensors, part, {CONFIG_KEY: model.config.to_json(), "format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        part.chmod(mode)
+
+    image.write_whole(Path(path).expanduser(), write)
 
 
 def weights_folder() -> Path:
@@ -130,7 +152,7 @@ def torch_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=name).cpu()
         return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without CUDA
         reason = str(error).splitlines()[0][:80]
         raise MineditError(f'device {name!r} cannot be used here ({reason}); expected "cpu" or one present') from error
 
@@ -139,14 +161,25 @@ def _config(path: Path, weights: Weights, metadata: dict[str, str]) -> Config:
     """The file's own config, if it has one; else Stable Diffusion v1's or InstructPix2Pix's, by the first layer."""
     if CONFIG_KEY in metadata:
         try:
-            return Config.from_json(metadata[CONFIG_KEY])
+            config = Config.from_json(metadata[CONFIG_KEY])
         except MineditError as error:
             raise MineditError(f"{path}: {error}") from error
-    stem = weights.parts["unet"].get("input_blocks.0.0.weight")
-    inputs = stem.shape[1] if stem is not None and stem.ndim == 4 else SD14.unet.in_channels
-    known = {config.unet.in_channels: config for config in (SD14, IP2P)}
+        layers = sum(part.blocks * len(part.channels) for part in (config.unet, config.vae)) + config.text.layers
+        count = sum(map(len, weights.parts.values()))
+        if 8 * layers > count:  # else a few bytes could ask for a model that takes hours to build
+            raise MineditError(f"{path}: its config has {layers} layers, too many for {count} tensors")
+        return config
+    unet = weights.parts["unet"]
+    inputs, width = (unet[name].shape[1] if name in unet and len(unet[name].shape) > 1 else None for name in TELLING)
+    if width in (1024, 2048):
+        what = "Stable Diffusion 2" if width == 1024 else "Stable Diffusion XL"
+        raise MineditError(f"{path} looks like {what}: its UNet reads text of width {width}, expected 768 (SD v1)")
+    known = {None: SD14, **{config.unet.in_channels: config for config in (SD14, IP2P)}}
     if inputs not in known:
-        raise MineditError(f"{path}: its UNet takes {inputs} channels, expected 4 (SD v1) or 8 (InstructPix2Pix)")
+        what = "an inpainting model" if inputs == 9 else "another model"
+        raise MineditError(
+            f"{path} is {what}: its UNet takes {inputs} channels, expected 4 (SD v1) or 8 (InstructPix2Pix)"
+        )
     return known[inputs]
 
 
@@ -156,10 +189,11 @@ def _build(path: Path, config: Config) -> tuple[UNet, VAE, TextEncoder]:
         with torch.device("meta"):
             return UNet(config.unet), VAE(config.vae), TextEncoder(config.text)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise MineditError(f"{path}: the config in it describes no model ({error}); download it again") from error
+        reason = shown(str(error).split("\n")[0])
+        raise MineditError(f"{path}: the config in it describes no model ({reason}); download it again") from error
 
 
-def _fitted(path: Path, weights: Weights, config: Config, modules: tuple[nn.Module, ...]) -> list[dict[str, Tensor]]:
+def _fitted(path: Path, weights: Weights, config: Config, modules: tuple[nn.Module, ...]) -> list[Tensors]:
     """The file's tensors by the names of each module's state dict. Raises MineditError unless they are its very own."""
     missing, besides, unlike, fitted = [], [], [], []
     for (part, found), module in zip(weights.parts.items(), modules, strict=True):

@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without τ shows a question mark
     try:
         if argv[:1] and argv[0] in arguments.ELSEWHERE:
-            module = "minedit.lab" if argv[0] == "kernels" else f"minedit.picturebook.{argv[0]}"
-            return importlib.import_module(module).main(argv[1:]) or 0
+            return importlib.import_module(f"minedit.{arguments.ELSEWHERE[argv[0]][0]}").main(argv[1:]) or 0
         args = arguments.parse(argv)
         (_generate if args.verb == "generate" else _edit)(args)
     except MineditError as error:

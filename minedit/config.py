@@ -7,7 +7,10 @@ InstructPix2Pix; PICTUREBOOK is the model embedded in this package.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+import math
+from dataclasses import asdict, dataclass, fields, is_dataclass
+
+DEEPEST, LARGEST = 16, 2**20  # levels and numbers of a config read from a file, at most
 
 
 class MineditError(Exception):
@@ -80,23 +83,43 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        """The Config that `to_json` wrote. Raises MineditError for other JSON, unknown or missing names."""
+        """The Config that `to_json` wrote. Raises MineditError for other JSON, other names, types or sizes."""
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise MineditError(f"config is not JSON ({error}); expected what Config.to_json writes") from error
-        parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
-        top = _checked(cls, data)
-        return cls(**{**top, **{name: part(**_checked(part, top[name])) for name, part in parts.items()}})
+        return _like(SD14, data, "config")
 
 
-def _checked(kind: type, data: object) -> dict:
-    """`data` as keyword arguments of dataclass `kind`, its lists as tuples; MineditError where the names differ."""
-    names = {field.name for field in fields(kind)}
-    if not isinstance(data, dict) or set(data) != names:
-        found = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise MineditError(f"{kind.__name__} has {found}, expected {sorted(names)}: written by another version?")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+def _like(example: object, value: object, name: str) -> object:
+    """`value`, as JSON has it, as the type of `example`; MineditError where it has another."""
+    if is_dataclass(example):
+        names = {field.name for field in fields(example)}
+        if not isinstance(value, dict) or set(value) != names:
+            found = sorted(value) if isinstance(value, dict) else type(value).__name__
+            what = f"{type(example).__name__} has {str(found)[:200]}"
+            raise MineditError(f"{what}, expected {sorted(names)}: written by another version?")
+        return type(example)(**{key: _like(getattr(example, key), value[key], key) for key in names})
+    if isinstance(example, tuple) and isinstance(value, list) and 0 < len(value) <= DEEPEST:
+        return tuple(_like(example[0], item, name) for item in value)
+    if type(value) is type(example) and _sound(value):
+        return value
+    raise MineditError(
+        f"{name} is {repr(value)[:40]}, expected something like {example!r}: written by another version?"
+    )
+
+
+def _sound(value: object) -> bool:
+    match value:
+        case bool():
+            return True
+        case int():
+            return 1 <= value <= LARGEST
+        case float():
+            return math.isfinite(value)
+        case str():
+            return value.isprintable()
+    return False
 
 
 SD14 = Config("sd-v1.4", UNetConfig(), VAEConfig(), TextConfig())

@@ -1,22 +1,26 @@
-"""A file or folder of weights -> tensors by the names in it, and its metadata. What the names mean: layouts.py.
+"""A file or folder of weights -> its tensors by the names in it, not read yet, and its metadata.
 
-The container is recognised from the first bytes, never from the file's own name. Pickles are read by torch's
-weights-only unpickler, which runs no code of the file's choosing. Only checkpoint.py uses this.
+The container is recognised from the first bytes, never from the file's own name. What the names mean: layouts.py. Only
+checkpoint.py uses this.
 """
 
 from __future__ import annotations
 
-import re
+import json
+import struct
+from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
+from minedit import torchfile
 from minedit.config import MineditError
-from minedit.layouts import EXPECTED
+from minedit.stored import LIMIT, Refused, Stored, contiguous, shown
 
-Contents = tuple[dict[str, Tensor], dict[str, str]]  # tensors, metadata
+Contents = tuple[dict[str, Stored], dict[str, str]]  # tensors, metadata
+EXPECTED = "expected an LDM .safetensors or .ckpt of Stable Diffusion v1, or a diffusers folder"
 
 
 def read(path: Path) -> Contents:
@@ -30,44 +34,63 @@ def read(path: Path) -> Contents:
 
 
 def _file(path: Path) -> Contents:
+    if not path.is_file():
+        raise MineditError(f"{path} is neither a file nor a folder; {EXPECTED}")
     with path.open("rb") as file:
         head = file.read(512)
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise MineditError(f"{path} is a web page, not weights; download it again, logged in if the site asks for it")
     if head.startswith(b"version https://git-lfs"):
         raise MineditError(f"{path} is a Git LFS pointer, not weights; fetch the file with `git lfs pull`")
-    if head[8:9] == b"{":
-        return _safetensors(path)
-    if head.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip files, and those from before torch 1.6
-        return _torch(path, mmap=head.startswith(b"PK")), {}
+    if head.startswith(b"GGUF"):
+        raise MineditError(f"{path} is a GGUF file, whose weights are quantised; {EXPECTED}")
+    if head[257:262] == b"ustar":
+        raise MineditError(f"{path} is a tar archive, as the first versions of torch wrote; {EXPECTED}")
+    try:
+        if head[8:9] == b"{":
+            return _safetensors(path)
+        if head.startswith(b"PK\x03\x04"):
+            return torchfile.zipped(path), {}
+        if head.startswith(b"\x80"):
+            return torchfile.legacy(path), {}
+    except Refused as error:
+        raise MineditError(f"{path} {error}; {EXPECTED}") from error
+    except DAMAGE as error:
+        raise MineditError(f"{path} is damaged or cut short ({_line(error)}); download it again") from error
     raise MineditError(f"{path} begins with {head[:8]!r}, neither safetensors nor a torch file; {EXPECTED}")
 
 
+def _line(error: Exception) -> str:
+    if isinstance(error, LookupError | TypeError):  # whose text says nothing of the file
+        return "its parts do not fit together"
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
 def _safetensors(path: Path) -> Contents:
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except SafetensorError as error:
-        raise MineditError(f"{path} is damaged or cut short ({_line(error)}); download it again") from error
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > LIMIT:
+            raise ValueError(f"its header has {size} bytes")
+        header = json.loads(file.read(size), object_pairs_hook=_unique)
+    with safe_open(path, "np") as checked:  # that the header describes the file, byte for byte
+        metadata = checked.metadata() or {}
+    tensors = {}
+    for name, about in header.items():
+        if name == "__metadata__":
+            continue
+        if about["dtype"] not in DTYPES:
+            raise Refused(f"has numbers of the type {shown(about['dtype'])} in {shown(name)}")
+        shape = tuple(about["shape"])
+        offset = 8 + size + about["data_offsets"][0]
+        tensors[name] = Stored(path, offset, DTYPES[about["dtype"]], shape, contiguous(shape))
+    return tensors, metadata
 
 
-def _torch(path: Path, mmap: bool) -> dict[str, Tensor]:
-    try:
-        with torch.serialization.safe_globals([(Inert, name) for name in INERT]):
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a damaged pickle can raise any
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked:
-            raise MineditError(f"{path} asks for {asked[1]}, and only tensors are loaded; {EXPECTED}") from error
-        raise MineditError(f"{path} is damaged or cut short ({_line(error)}); download it again") from error
-    if isinstance(data, dict) and "state_dict" in data:
-        beside = sorted(str(key) for key in data if key not in BOOKKEEPING)
-        if beside:
-            raise MineditError(f"{path} has {', '.join(beside[:3])} beside its state_dict; {EXPECTED}")
-        data = data["state_dict"]
-    if not isinstance(data, dict) or not all(isinstance(x, Tensor) and isinstance(n, str) for n, x in data.items()):
-        raise MineditError(f"{path} holds other things than named tensors; {EXPECTED}")
-    return data
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it has a name twice")
+    return found
 
 
 def _folder(path: Path) -> Contents:
@@ -76,45 +99,65 @@ def _folder(path: Path) -> Contents:
     if absent:
         found = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
         raise MineditError(f"{path} is a folder without {', '.join(absent)} (it has {found}); {EXPECTED}")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Stored] = {}
     about: dict[str, dict[str, str]] = {}
     for folder, files in FOLDERS.items():
-        file = next((path / folder / name for name in files if (path / folder / name).is_file()), None)
+        file = next((path / folder / name for name in _forms(files) if (path / folder / name).is_file()), None)
         if file is None:
             raise MineditError(f"{path / folder} has none of {', '.join(files)}; download the weights too")
-        held, about[folder] = _file(file)
+        held, about[folder] = _shards(file) if file.suffix == ".json" else _file(file)
         tensors |= {f"{folder}/{name}": tensor for name, tensor in held.items()}
     return tensors, about["unet"]
 
 
-def _line(error: Exception) -> str:
-    """The line of its message that says what happened; torch puts a paragraph of advice before it."""
-    lines = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()
-    return (lines or [type(error).__name__])[0][:120]
+def _forms(files: Sequence[str]) -> list[str]:
+    """Names under which diffusers and transformers write weights, whole or in shards, the preferred first."""
+    forms = []
+    for variant in ("", ".fp16"):
+        for file in files:
+            stem, _, kind = file.rpartition(".")
+            forms += [f"{stem}{variant}.{kind}", f"{file}.index{variant}.json", f"{stem}{variant}.{kind}.index.json"]
+    return forms
 
 
-class Inert:
-    """Stands for an object of Lightning's bookkeeping, which is read past without code of Lightning or numpy."""
+def _shards(index: Path) -> Contents:
+    """The tensors that `index` lists, each in the file beside it that it names for them; and no others."""
+    try:
+        with index.open("rb") as file:
+            listed = json.loads(file.read(LIMIT))["weight_map"]
+        shards = sorted(set(listed.values()))
+        outside = [name for name in shards if name != Path(name).name or "\\" in name]
+    except (*DAMAGE, AttributeError) as error:
+        raise MineditError(f"{index} is no index of weights ({_line(error)}); download it again") from error
+    if outside:
+        raise MineditError(f"{index} names {shown(outside[0])}, expected files beside it; download it again")
+    absent = [shown(name) for name in shards if not (index.parent / name).is_file()]
+    if absent:
+        raise MineditError(f"{index} names {', '.join(absent[:3])}, not there; download every file of the folder")
+    tensors: dict[str, Stored] = {}
+    metadata: dict[str, str] = {}
+    for shard in shards:
+        held, about = _file(index.parent / shard)
+        unlike = held.keys() ^ {name for name, file in listed.items() if file == shard}
+        if unlike:
+            raise MineditError(f"{index} and {shown(shard)} differ in {shown(min(unlike))}; download both again")
+        tensors |= held
+        metadata |= about
+    return tensors, metadata
 
-    def __init__(self, *args: object) -> None: ...
 
-    def __setstate__(self, state: object) -> None: ...
+# What the readers raise for a damaged file.
+DAMAGE = (ValueError, LookupError, TypeError, OverflowError, RecursionError, NotImplementedError)
+DAMAGE += (BadZipFile, SafetensorError, struct.error, EOFError)
 
+FOLDERS = {
+    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
+}
 
-INERT = (
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-)
-
-# What PyTorch Lightning keeps beside the weights.
-BOOKKEEPING = (
-    *("state_dict", "epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states"),
-    *("lr_schedulers", "loops", "native_amp_scaling_state", "amp_scaling_state", "hparams_name", "hyper_parameters"),
-)
-
-# The files of a diffusers folder; the first that is there is read.
-_NETWORK = tuple(f"diffusion_pytorch_model{end}" for end in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin"))
-_CLIP = ("model.safetensors", "pytorch_model.bin", "model.fp16.safetensors", "pytorch_model.fp16.bin")
-FOLDERS = {"unet": _NETWORK, "vae": _NETWORK, "text_encoder": _CLIP}
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    **{"BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+}

@@ -8,33 +8,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
 from minedit.config import MineditError
+from minedit.formats import EXPECTED
+from minedit.stored import Stored, shown
 
-Tensors = dict[str, Tensor]
-EXPECTED = "expected an LDM .safetensors or .ckpt of Stable Diffusion v1, or a diffusers folder"
+Tensors = dict[str, Stored]
 
 
 @dataclass(frozen=True)
 class Weights:
     layout: str  # in words, for messages
     parts: dict[str, Tensors]  # unet, vae: our names; text: "text_model." and CLIP's, as published
+    extras: list[str]  # names of tensors that no model is made of
 
 
 def recognise(path: Path, tensors: Tensors) -> Weights:
     """`tensors` of `path` by part. Raises MineditError for a layout not in LAYOUTS and for a name of no part."""
     layout = _layout(path, tensors)
     parts: dict[str, Tensors] = {part: {} for part in layout.prefixes}
-    unknown = []
+    extras, unknown = [], []
     for name, tensor in tensors.items():
         part = next((part for part, prefix in layout.prefixes.items() if name.startswith(prefix)), None)
         if EXTRAS.fullmatch(name):
-            continue
-        if part is None:
+            extras.append(name)
+        elif part is None:
             unknown.append(name)
         else:
             parts[part][name.removeprefix(layout.prefixes[part])] = tensor
@@ -44,13 +44,14 @@ def recognise(path: Path, tensors: Tensors) -> Weights:
         parts[part] = layout.rename.get(part, dict)(held)
         if len(parts[part]) != len(held):
             raise MineditError(f"{path} looks like {layout.name}, but names tensors of its {part} twice; {EXPECTED}")
-    return Weights(layout.name, parts)
+    return Weights(layout.name, parts, extras)
 
 
 def first(names: Iterable[str]) -> str:
     """As in "7 tensors (a, b, c, ...)"."""
     names = list(names)
-    return f"{len(names)} tensor{'s' * (len(names) != 1)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+    few = ", ".join([shown(name) for name in names[:3]] + ["..."] * (len(names) > 3))
+    return f"{len(names)} tensor{'s' * (len(names) != 1)} ({few})"
 
 
 def _layout(path: Path, tensors: Tensors) -> Layout:
@@ -60,6 +61,9 @@ def _layout(path: Path, tensors: Tensors) -> Layout:
     for layout in LAYOUTS:
         if any(name.startswith(layout.prefixes["unet"]) for name in tensors):
             return layout
+    for what, mark in ALONE.items():
+        if any(re.match(mark, name) for name in tensors):
+            raise MineditError(f"{path} looks like {what} alone; {EXPECTED}")
     raise MineditError(f"{path} has a layout unknown here: {first(tensors)}; {EXPECTED}")
 
 
@@ -74,10 +78,17 @@ EXTRAS = re.compile(
 # By a name that gives it away: what people have and this project cannot read.
 REFUSED = {
     "Stable Diffusion 2 (its text encoder is OpenCLIP)": r"cond_stage_model\.model\.",
-    "Stable Diffusion XL": r"conditioner\.embedders\.",
+    "Stable Diffusion XL": r"conditioner\.embedders\.|unet/add_embedding\.",
+    "Stable Diffusion 3 or Flux": r"model\.diffusion_model\.(joint|double)_blocks\.",
     "a ControlNet": r"control_model\.|controlnet_",
-    "a LoRA, which is a change to a model and not a model": r"lora_|.*\.lora(_|\.)",
-    "one part of a diffusers folder": r"(encoder\.|decoder\.)?(down_blocks|up_blocks|mid_block)\.|text_model\.",
+    "a LoRA, which is a change to a model and not a model": r"lora_|lycoris_|.*[._]lora[._]|.*\.(hada_|lokr_)",
+}
+
+# Parts of a model, where there is no UNet in either layout.
+ALONE = {
+    "a text encoder": r"(cond_stage_model\.transformer\.)?(text_model|embeddings|encoder\.layers)\.",
+    "a VAE": r"(first_stage_model\.)?(encoder|decoder|quant_conv|post_quant_conv)\.",
+    "the UNet of a diffusers folder": r"(down_blocks|up_blocks|mid_block)\.",
 }
 
 
@@ -138,7 +149,11 @@ def _diffusers_vae(tensors: Tensors) -> Tensors:
     )
     ours = {_renamed(name, rules): tensor for name, tensor in tensors.items()}
     linear = re.compile(r".+\.mid\.attn_1\.(q|k|v|proj_out)\.weight")  # [C, C]; LDM's is a convolution
-    return {name: x[:, :, None, None] if linear.fullmatch(name) and x.ndim == 2 else x for name, x in ours.items()}
+    return {name: _convolution(x) if linear.fullmatch(name) else x for name, x in ours.items()}
+
+
+def _convolution(x: Stored) -> Stored:
+    return x if len(x.shape) != 2 else replace(x, shape=(*x.shape, 1, 1), stride=(*x.stride, 1, 1))  # [C, C, 1, 1]
 
 
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weight_files import SLIM, as_folder, slim, with_config
+from weight_files import SLIM, as_folder, in_shards, slim, with_config
 
 from minedit import checkpoint
 from minedit.checkpoint import load, save
@@ -68,9 +68,19 @@ def test_the_same_tensor_twice(saved, tmp_path):
     [
         ((UNET + "input_blocks.0.0.weight", "cond_stage_model.model.ln_final.weight"), "Stable Diffusion 2"),
         ((UNET + "input_blocks.0.0.weight", "conditioner.embedders.0.x"), "Stable Diffusion XL"),
+        ((UNET + "joint_blocks.0.x", "first_stage_model.encoder.x"), "Stable Diffusion 3 or Flux"),
         (("lora_unet_down_blocks_0.lora_up.weight",), "a LoRA"),
+        (("unet.down_blocks.0.attentions.0.to_k.lora_A.weight",), "a LoRA"),
+        (("unet.mid_block.attentions.0.processor.to_q_lora.down.weight",), "a LoRA"),
+        (("lycoris_unet_mid_block.hada_w1_a",), "a LoRA"),
+        (("first_stage_model.encoder.conv_in.weight", "first_stage_model.loss.logvar"), "a VAE alone"),
+        (("decoder.conv_in.weight", "encoder.mid.attn_1.q.weight", "model_ema.decay"), "a VAE alone"),
+        (("encoder.down_blocks.0.resnets.0.conv1.weight", "quant_conv.bias"), "a VAE alone"),
+        (("text_model.final_layer_norm.bias",), "a text encoder alone"),
+        (("encoder.layers.0.mlp.fc1.bias", "final_layer_norm.bias"), "a text encoder alone"),
+        (("cond_stage_model.transformer.text_model.final_layer_norm.bias",), "a text encoder alone"),
         (("control_model.input_blocks.0.0.weight",), "a ControlNet"),
-        (("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"), "one part of a diffusers folder"),
+        (("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"), "the UNet of a diffusers folder alone"),
         (("a", "b", "c", "d"), r"unknown here: 4 tensors \(a, b, c, \.\.\.\)"),
         ((), r"unknown here: 0 tensors"),
     ],
@@ -102,6 +112,8 @@ def test_damaged_files(saved, tmp_path, monkeypatch):
         (b"\n <html lang=en>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         (b"", "begins with b''"),
+        (b"GGUF\x03\x00\x00\x00", "is a GGUF file, whose weights are quantised"),
+        (b'{"error": "not found"}', "neither safetensors nor a torch file"),
         (b"GIF89a..", "neither safetensors nor a torch file"),
     ],
 )
@@ -148,6 +160,54 @@ def test_folders_that_are_none(saved, tmp_path):
     assert "without vae" in message(folder)
 
 
+@pytest.mark.parametrize(("width", "what"), [(1024, "Stable Diffusion 2"), (2048, "Stable Diffusion XL")])
+def test_other_models_by_the_width_of_their_text(tmp_path, width, what):
+    name = UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    save_file({name: torch.zeros(320, width)}, tmp_path / "file")
+    assert f"looks like {what}: its UNet reads text of width {width}, expected 768" in message(tmp_path / "file")
+
+
+def test_an_sdxl_folder(saved, tmp_path):
+    folder = as_folder(load_file(saved), tmp_path / "folder")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    with_config(load_file(file) | {"add_embedding.linear_1.weight": torch.zeros(1)}, file)
+    assert "looks like Stable Diffusion XL" in message(folder)
+
+
+def test_shards_that_do_not_fit_their_index(saved, tmp_path):
+    folder = as_folder(load_file(saved), tmp_path / "folder")
+    index = in_shards(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    shard, good = index.with_name("diffusion_pytorch_model-00002-of-00002.safetensors"), json.loads(index.read_text())
+    (tmp_path / "outside.safetensors").write_bytes(shard.read_bytes())
+
+    def said(weight_map: object) -> str:
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        return message(folder)
+
+    named = good["weight_map"]
+    for way in ("../../outside.safetensors", str(tmp_path / "outside.safetensors"), "..\\outside.safetensors", ".."):
+        names = {name: way if file == shard.name else file for name, file in named.items()}
+        assert f"names {way}, " in said(names)
+    assert "names absent.safetensors, not there" in said(named | {"conv_in.bias": "absent.safetensors"})
+    assert f"and {shard.name} differ in " in said(dict(list(named.items())[:-1]))
+    assert "differ in new.weight" in said(named | {"new.weight": shard.name})
+    for wrong in ([], {"a": 1}, {"a": None, "b": "c"}, "text", None, 7):
+        assert "is no index of weights" in said(wrong), wrong
+    for text in ("", "[]", "{}", "{", "[" * 100_000):
+        index.write_text(text)
+        assert "is no index of weights" in message(folder)
+    index.write_text(json.dumps(good))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert f"{shard.name} is damaged" in message(folder)
+    shard.unlink()
+    assert f"names {shard.name}, not there" in message(folder)
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "neither a file nor a folder" in message(tmp_path / "pipe")
+
+
 def test_options(saved, tmp_path):
     assert "does not exist" in message(tmp_path / "absent")
     assert "dtype 'float8' is unknown; expected float32, float16, bfloat16" in message(saved, dtype="float8")
@@ -157,14 +217,44 @@ def test_options(saved, tmp_path):
         assert "device 'cuda' cannot be used here" in message(saved, device="cuda")
 
 
-@pytest.mark.parametrize("change", [{"channels": 3}, {"norm_groups": 7}])
-def test_a_config_that_describes_no_model(saved, tmp_path, change):
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("unet", {"channels": 3}, "channels is 3, expected something like (320, 640, 1280, 1280)"),
+        ("unet", {"channels": []}, "channels is []"),
+        ("unet", {"channels": [8, 16.0, 24, 24]}, "channels is 16.0"),
+        ("unet", {"channels": [8] * 17}, "channels is [8, 8, "),
+        ("unet", {"attention": [1, 1, 1, 0]}, "attention is 1"),
+        ("unet", {"norm_groups": 7}, "describes no model"),
+        ("unet", {"heads": 0}, "heads is 0"),
+        ("unet", {"heads": -1}, "heads is -1"),
+        ("unet", {"heads": True}, "heads is True"),
+        ("unet", {"heads": "8"}, "heads is '8'"),
+        ("unet", {"context_dim": 2**40}, "context_dim is 1099511627776"),
+        ("unet", {"blocks": 10**6}, "layers, too many for "),
+        ("text", {"layers": 1000}, "layers, too many for "),
+        ("text", None, "TextConfig has NoneType"),
+        ("name", 3, "name is 3"),
+        ("name", "\x1b[2J", r"name is '\x1b[2J'"),
+        ("latent_scale", 1, "latent_scale is 1"),
+        ("latent_scale", float("nan"), "latent_scale is nan"),
+    ],
+)
+def test_a_config_that_describes_no_model(saved, tmp_path, part, change, says):
     data = json.loads(SLIM.to_json())
-    data["unet"] |= change
+    data[part] = data[part] | change if isinstance(change, dict) else change
     save_file(load_file(saved), tmp_path / "file", {"minedit.config": json.dumps(data)})
-    assert str(tmp_path / "file") in message(tmp_path / "file")
-    save_file(load_file(saved), tmp_path / "file", {"minedit.config": "{"})
-    assert "config is not JSON" in message(tmp_path / "file")
+    said = message(tmp_path / "file")
+    assert said.startswith(str(tmp_path / "file")) and says in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "config is not JSON"), ("[" * 100_000, "config is not JSON"), ("null", "Config has NoneType"), ("{}", "[]")],
+)
+def test_a_config_that_is_none(saved, tmp_path, text, says):
+    save_file(load_file(saved), tmp_path / "file", {"minedit.config": text})
+    assert says in message(tmp_path / "file")
 
 
 def test_the_embedded_file_is_not_there(monkeypatch, tmp_path):

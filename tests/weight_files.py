@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from seeded import fill
 from torch import Tensor
 
@@ -74,4 +75,19 @@ def as_folder(tensors: dict[str, Tensor], path: Path, old: bool = False, end: st
             torch.save(these, path / part / (stem + end))
         else:
             with_config(these, path / part / (stem + end))
+    return path
+
+
+def in_shards(file: Path, index: str = "", count: int = 2) -> Path:
+    """The file as several, with their index; as diffusers and transformers write it, for .safetensors and .bin."""
+    tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    names, listed = list(tensors), {}
+    for i in range(count):
+        shard = file.with_name(f"{file.stem}-{i + 1:05}-of-{count:05}{file.suffix}")
+        these = {name: tensors[name] for name in names[i::count]}
+        listed |= dict.fromkeys(these, shard.name)
+        save_file(these, shard) if file.suffix == ".safetensors" else torch.save(these, shard)
+    file.unlink()
+    path = file.with_name(index or f"{file.name}.index.json")
+    path.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": listed}))
     return path
