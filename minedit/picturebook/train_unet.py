@@ -74,9 +74,9 @@ def matmul_attention(
 def conditions(text: TextEncoder, tokenizer: Tokenizer, device: str) -> Conditions:
     """How the UNet reads captions: their text states [B,T,width], most of them blinded.
 
-    The causal tower's end-of-text state knows the whole sentence. Left alone, the UNet reads everything there and the
-    maps of the words stay diffuse; where that state and the padding are often those of the empty prompt, it must read
-    the words where they are.
+    The causal tower's end-of-text state knows the whole sentence, and the UNet could read everything there. Where that
+    state and the padding are often those of the empty prompt, it must read the words where they are. Alone this did
+    not make maps local (40 % of the subject words peaked in the subject); it keeps the words' values in use.
     """
     ids, text = Ids(tokenizer), text.to(device)
 

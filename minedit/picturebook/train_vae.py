@@ -1,7 +1,8 @@
 """Stage 1: the KL autoencoder (Rombach et al., 2022, section 3.1, without the GAN).
 
 Crops around the subject alternate with whole pictures in which the subject counts more: it is a tenth of a picture and
-most of its difficulty. On whole pictures alone, faces and legs were still smears when the background was sharp.
+most of its difficulty. The embedded autoencoder saw 5000 steps of whole pictures first (28.6 dB, faces and legs were
+smears), then 3300 steps like these (30.5 dB); whether crops from the start come as far is not measured.
 """
 
 from __future__ import annotations
