@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minedit.config import MineditError
 
-LIMIT = 4 * 2**20  # bytes that a file may spend on saying what is in it: ten times what those of SD-v1 do
+LIMIT = 2 * 2**20  # bytes that a file may spend on saying what is in it: seven times what the largest of SD-v1 does
 PIECE = 2**20  # elements read at once: what fits a cache
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
 import resource
 import struct
 import sys
@@ -133,6 +134,32 @@ def test_what_is_harmless_is_read_as_torch_reads_it(tmp_path, data):
         found = stored[key].read(oracle.dtype)
         assert found.is_contiguous() and torch.equal(found, oracle)
         assert torch.equal(stored[key].read(torch.float32), oracle.float())
+
+
+SOUND = {
+    "zip": archive(pickled(record((text("state_dict"), record((text("a"), tensor()))), (text("epoch"), number(3))))),
+    "legacy": HARMLESS["legacy"],
+    "safetensors": hostile.safetensors({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}),
+}
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_any_byte_may_be_another(tmp_path, kind):
+    """What reads a damaged file raises nothing but MineditError."""
+    choose, path, refusals = random.Random(kind), tmp_path / "file", 0
+    for _ in range(150):
+        data = bytearray(SOUND[kind])
+        for _ in range(choose.choice((1, 1, 2, 4))):
+            at, some = choose.randrange(len(data)), choose.randbytes(choose.randrange(1, 9))
+            data[at : at + choose.choice((0, len(some), 2 * len(some)))] = some
+        path.write_bytes(data)
+        try:
+            for stored in read(path)[0].values():
+                stored.read(torch.float32)
+        except MineditError as error:
+            assert str(error).isprintable()
+            refusals += 1
+    assert 75 < refusals
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):

@@ -37,7 +37,9 @@ def test_holds_all_code_and_all_weights(wheel):
 
 def test_runs_from_any_folder(wheel, tmp_path):
     wheel.extractall(tmp_path / "site")
-    show = "import minedit.checkpoint as c, minedit; print(c.weights_folder(), c.tokenizer(minedit.SD14).size)"
+    # minedit/weights.py and the folder minedit/weights/ get along: the folder is no package
+    show = "import minedit, minedit.checkpoint as c, minedit.weights as w; "
+    show += "print(c.weights_folder(), c.tokenizer(minedit.SD14).size, w.main.__name__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", show], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == [str(tmp_path / "site" / "minedit" / "weights"), "49408"], done.stderr
+    assert done.stdout.split() == [str(tmp_path / "site" / "minedit" / "weights"), "49408", "main"], done.stderr
