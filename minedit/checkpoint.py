@@ -7,8 +7,7 @@ further name or another shape is an error that says which, never a warning.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +19,8 @@ from minedit.attention import backend
 from minedit.config import IP2P, SD14, Config, MineditError
 from minedit.formats import read
 from minedit.layouts import LAYOUTS, Weights, first, recognise
+from minedit.lora import merge
+from minedit.model import Model
 from minedit.text import TextEncoder
 from minedit.tokens import Tokenizer
 from minedit.unet import UNet
@@ -29,28 +30,18 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 CONFIG_KEY = "minedit.config"  # in the metadata of a safetensors file: Config.to_json
 
 
-@dataclass(frozen=True)
-class Model:
-    """A loaded model: in eval mode, its parameters without gradients."""
-
-    unet: UNet
-    vae: VAE
-    text: TextEncoder
-    tokenizer: Tokenizer
-    config: Config
-    attend: Callable  # what every attention layer of the UNet calls; see attention.py
-    attention: str  # the name it was asked for by
-    device: torch.device
-    dtype: torch.dtype
-
-
 def load(
-    path: str | os.PathLike | None = None, device: str = "cpu", dtype: str = "float32", attention: str = "auto"
+    path: str | os.PathLike | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    attention: str = "auto",
+    lora: Sequence[tuple[str | os.PathLike, float]] = (),
 ) -> Model:
     """The embedded model, or that of a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
 
-    dtype: float32, float16 or bfloat16. attention: see `attention.backend`. Raises MineditError, in one line, for what
-    is missing, damaged, of another model, or cannot be used on this machine.
+    dtype: float32, float16 or bfloat16. attention: see `attention.backend`. lora: files and scales, merged in this
+    order (`lora.merge`). Raises MineditError, in one line, for what is missing, damaged, of another model, or cannot be
+    used on this machine.
     """
     kind, place, attend = _dtype(dtype), torch_device(device), backend(attention)
     path = _embedded() if path is None else Path(path).expanduser()
@@ -63,7 +54,10 @@ def load(
         cast = {name: tensor.to(place, kind, copy=True) for name, tensor in fitted.items()}
         module.load_state_dict(cast, strict=True, assign=True)
         module.to(place).eval().requires_grad_(False)
-    return Model(unet, vae, text, tokenizer(config), config, attend, attention, place, kind)
+    model = Model(unet, vae, text, tokenizer(config), config, attend, attention, place, kind)
+    for file, scale in lora:
+        model = merge(model, file, scale)
+    return model
 
 
 def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> None:

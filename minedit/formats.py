@@ -1,7 +1,7 @@
 """A file or folder of weights -> tensors by the names in it, and its metadata. What the names mean: layouts.py.
 
 The container is recognised from the first bytes, never from the file's own name. Pickles are read by torch's
-weights-only unpickler, which runs no code of the file's choosing. Only checkpoint.py uses this.
+weights-only unpickler, which runs no code of the file's choosing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,14 @@ def read(path: Path) -> Contents:
         return _folder(path) if path.is_dir() else _file(path)
     except OSError as error:
         raise MineditError(f"{path} cannot be read ({error.strerror or _line(error)}); {EXPECTED}") from error
+
+
+def read_file(path: Path, expected: str) -> Contents:
+    """As `read`, for weights of another kind than a model; `expected` is what its errors ask for."""
+    try:
+        return read(path)
+    except MineditError as error:
+        raise MineditError(str(error).replace(EXPECTED, expected)) from error
 
 
 def _file(path: Path) -> Contents:
