@@ -55,6 +55,11 @@ def merge(model: Model, path: str | os.PathLike, scale: float = 1.0) -> Model:
     return replace(model, unet=parts["unet"], text=parts["text"], lora=(*model.lora, (str(path), float(scale))))
 
 
+def settings(model: Model) -> dict:
+    """The LoRAs merged into a model, as JSON values for the settings of a picture; nothing where there are none."""
+    return {"lora": [list(pair) for pair in model.lora]} if model.lora else {}
+
+
 @dataclass(frozen=True)
 class Change:
     """What a LoRA does to one layer; kernels are those of a convolution."""
@@ -99,14 +104,15 @@ REFUSED = {
     "an OFT": r".*\.oft_",
     "a LoCon in Tucker form": r".*\.lora_mid\.",
     "whole differences of weights, not a LoRA": r".*\.diff(_b)?$",
-    "a LoRA of Stable Diffusion XL": r"lora_te[12]_|text_encoder_2\.",
+    "a LoRA of Stable Diffusion XL": r"lora_te2_|text_encoder_2\.",
     "a LoRA of Stable Diffusion 3, Flux or the like": r"(lora_)?transformer[._]|lora_unet_(double|single)_",
 }
 
 # lora_down, lora_A, lora.down, to_q_lora.down, lora_linear_layer.down, and their other halves
 NAME = re.compile(r"(.+?)(?:[._]lora(?:_linear_layer)?[._](down|A|up|B)\.weight|\.(alpha))")
 HALF = {"down": "down", "A": "down", "up": "up", "B": "up", "alpha": "alpha"}
-PREFIX = re.compile(r"(?:lora_)?unet_|(lora_te|text_encoder)_(?:text_model_)?")  # none: the UNet
+# None: the UNet. lora_te1 is what diffusers' own conversion to kohya's names says, for Stable Diffusion v1 too.
+PREFIX = re.compile(r"(?:lora_)?unet_|(lora_te1?|text_encoder)_(?:text_model_)?")
 OLD_UNET: Rules = ((r"_to_out$", r"_to_out_0"),)  # diffusers before 0.18 named its own attention processors
 OLD_TEXT: Rules = ((r"_to_([qkv])$", r"_\1_proj"), (r"_to_out$", r"_out_proj"))
 

@@ -193,6 +193,9 @@ def ldm(kohyas: str) -> str:
 
 STYLES = {  # layer by kohya's name -> names of (down, up)
     "LDM": lambda n: (f"{ldm(n)}.lora_down.weight", f"{ldm(n)}.lora_up.weight"),
+    "kohya by diffusers": lambda n: tuple(
+        f"{n.replace('lora_te_', 'lora_te1_')}.lora_{half}.weight" for half in ("down", "up")
+    ),
     "peft": lambda n: (f"{dotted(n)}.lora_A.weight", f"{dotted(n)}.lora_B.weight"),
     "peft, transformers 5": lambda n: tuple(
         f"{dotted(n).replace('.text_model.', '.')}.lora_{half}.weight" for half in "AB"
