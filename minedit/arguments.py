@@ -69,6 +69,15 @@ def factor(text: str) -> tuple[str | int, float]:
     return int(word) if word.isdigit() else word, number(float, -math.inf, math.inf)(value)
 
 
+def lora(text: str) -> tuple[str, float]:
+    """How to read a file and its scale; a name that ends in a colon and a number needs a scale behind it."""
+    file, _, scale = text.rpartition(":")
+    try:
+        return (file, number(float, -math.inf, math.inf)(scale)) if file else (text, 1.0)
+    except argparse.ArgumentTypeError:
+        return text, 1.0
+
+
 STEPS, SEED = number(int, 1, TRAIN_STEPS), number(int, 0, LARGEST_SEED)
 FRACTION, POSITIVE = number(float, 0, 1), number(float, 0, math.inf)
 # Settings of the methods: how to read one (None: a switch), what it is. Their defaults stand in the dataclasses.
@@ -106,6 +115,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     args = _parser({}).parse_args(argv)
     if args.again is None:
+        args.lora = args.lora or []
         return args
     stored = image.settings(args.again)
     verb, keys = stored.get("verb"), {"generate": {"prompts"}, "edit": {"source", "target", "method"}}
@@ -114,6 +124,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if verb != args.verb:
         raise MineditError(f"{args.again} was made by minedit {verb}; run: minedit {verb} --from {args.again}")
     stored["seed"] = [stored["seed"]]
+    merged = [(file, scale) for file, scale in stored.pop("lora", [])]
     if ":" in str(stored["attention"]):  # code: run only what this command line names
         stored["attention"] = None
     args = _parser(stored).parse_args(argv)
@@ -121,6 +132,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         args = _parser({name: value for name, value in stored.items() if name not in SETTING_NAMES}).parse_args(argv)
     if args.attention is None:
         raise MineditError(f"{args.again} was made with an attention function of its user's own; name one: --attention")
+    args.lora = merged if args.lora is None else args.lora  # argparse would add those given to a default
     return args
 
 
@@ -172,8 +184,12 @@ def _run_options(parser: Parser) -> None:
     group.add_argument("--eta", metavar="X", type=FRACTION, default=0.0, help="0 deterministic to 1 ancestral sampling")
     group.add_argument("--from", metavar="PNG", dest="again", help="a picture whose stored settings are the defaults")
     group.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="where the files go")
+    text = "TAESD's weights: preview.png shows, every 5 steps, what the picture becomes (Stable Diffusion v1 only)"
+    group.add_argument("--preview", metavar="FILE", help=text)
     group = parser.add_argument_group("the model")
     group.add_argument("--model", metavar="PATH", help=".ckpt, .safetensors or diffusers folder; else the embedded one")
+    text = "LoRA to merge, by its scale (1 without); may be given several times"
+    group.add_argument("--lora", metavar="FILE[:SCALE]", type=lora, action="append", help=text)
     group.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1, mps")
     group.add_argument("--dtype", metavar="NAME", default="float32", help="float32, float16, bfloat16")
     group.add_argument("--attention", metavar="NAME", default="auto", help="auto, sdpa, eager, triton, module:function")

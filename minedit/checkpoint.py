@@ -7,7 +7,7 @@ further name or another shape is an error that says which, never a warning.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from minedit.attention import backend
 from minedit.config import IP2P, SD14, Config, MineditError
 from minedit.formats import read
 from minedit.layouts import LAYOUTS, Tensors, Weights, first, recognise
+from minedit.lora import merge
+from minedit.model import Model
 from minedit.stored import shown
 from minedit.text import TextEncoder
 from minedit.tokens import Tokenizer
@@ -31,21 +33,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 CONFIG_KEY = "minedit.config"  # in the metadata of a safetensors file: Config.to_json
 # The UNet's tensors whose second size tells models apart: input channels, and the width of the text's embeddings.
 TELLING = ("input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A loaded model: in eval mode, its parameters without gradients."""
-
-    unet: UNet
-    vae: VAE
-    text: TextEncoder
-    tokenizer: Tokenizer
-    config: Config
-    attend: Callable  # what every attention layer of the UNet calls; see attention.py
-    attention: str  # the name it was asked for by
-    device: torch.device
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -71,13 +58,18 @@ def examine(path: Path) -> Found:
 
 
 def load(
-    path: str | os.PathLike | None = None, device: str = "cpu", dtype: str = "float32", attention: str = "auto"
+    path: str | os.PathLike | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    attention: str = "auto",
+    lora: Sequence[tuple[str | os.PathLike, float]] = (),
 ) -> Model:
     """The embedded model, or that of a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
 
-    dtype: float32, float16 or bfloat16. attention: see `attention.backend`. Raises MineditError, in one line, for what
-    is missing, damaged, of another model, or cannot be used on this machine. At its peak it takes the memory of the
-    model in `dtype` and little more: tensors are read one by one.
+    dtype: float32, float16 or bfloat16. attention: see `attention.backend`. lora: files and scales, merged in this
+    order (`lora.merge`). Raises MineditError, in one line, for what is missing, damaged, of another model, or cannot be
+    used on this machine. At its peak it takes the memory of the model in `dtype` and little more: tensors are read one
+    by one.
     """
     kind, place = _dtype(dtype), torch_device(device)
     attend = backend(attention, place)
@@ -87,7 +79,10 @@ def load(
         module.load_state_dict(state, strict=True, assign=True)
         module.to(place).eval().requires_grad_(False)
     unet, vae, text = found.modules.values()
-    return Model(unet, vae, text, tokenizer(found.config), found.config, attend, attention, place, kind)
+    model = Model(unet, vae, text, tokenizer(found.config), found.config, attend, attention, place, kind)
+    for file, scale in lora:
+        model = merge(model, file, scale)
+    return model
 
 
 def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> None:

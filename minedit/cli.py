@@ -21,13 +21,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minedit import __version__, arguments, checkpoint, image
+from minedit import __version__, arguments, checkpoint, image, lora
 from minedit.attention import resolve
 from minedit.checkpoint import Model
-from minedit.config import MineditError
-from minedit.edit import edit, generate, method_settings
+from minedit.config import SD14, MineditError
+from minedit.edit import OnStep, edit, generate, method_settings
+from minedit.sample import Step
+from minedit.taesd import load_taesd, save_preview
 
 PAIR = '{"source": "a boy", "target": "a sitting boy"}'
+PREVIEW_EVERY = 5  # steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,19 +65,21 @@ def _generate(args: argparse.Namespace) -> None:
     pairs = [(prompt, seed) for prompt in args.prompts for seed in dict.fromkeys(args.seed)]
     with _folder(args.out):
         sd = _load(args)
+        preview = _preview(args, sd)
         _check_prompts(sd, {prompt: "" for prompt in args.prompts})
         for number, (prompt, seed) in enumerate(pairs, 1):
             began = time.perf_counter()
             run = {"seed": seed, "steps": args.steps, "guidance": args.guidance, "eta": args.eta}
             print(f"\n{prompt!r}\n  seed {seed}, {args.steps} steps, guidance {args.guidance}")
             with _progress() as progress:
-                (picture,) = generate(sd, prompt, progress=progress, **run).images
+                out = generate(sd, prompt, progress=progress, on_step=preview, **run)
             unknown = sd.tokenizer.unknown(sd.tokenizer.encode(prompt))
             notes = [f"words the model was not trained on: {', '.join(unknown)}"] if unknown else []
+            notes += out.notes
             settings = {"verb": "generate", "prompts": [prompt], **run, **_model_settings(args, sd)}
             name = f"{number:02d}-seed{seed}-" if len(pairs) > 1 else ""
             seconds = time.perf_counter() - began
-            _write(args.out, name, {"image": picture}, settings, {"notes": notes}, seconds)
+            _write(args.out, name, {"image": out.images[0]}, settings, {"notes": notes}, seconds)
 
 
 def _edit(args: argparse.Namespace) -> None:
@@ -84,13 +89,15 @@ def _edit(args: argparse.Namespace) -> None:
     runs = [(pair, seed) for pair in pairs for seed in dict.fromkeys(args.seed)]
     with _folder(args.out):
         sd = _load(args)
+        preview = _preview(args, sd)
         _check_prompts(sd, {text: pair.where for pair in pairs for text in (pair.source, pair.target)})
         for pair, seed in runs:
             run = {"seed": seed, "steps": args.steps, "guidance": args.guidance, "eta": args.eta}
             print(f"\n{pair.source!r} -> {pair.target!r}")
             print(f"  {args.method}, seed {seed}, {args.steps} steps, guidance {args.guidance}")
             with _progress() as progress:
-                res = edit(sd, pair.source, pair.target, args.method, progress=progress, **run, **overrides)
+                calls = {"progress": progress, "on_step": preview}
+                res = edit(sd, pair.source, pair.target, args.method, **calls, **run, **overrides)
             width = max(len(word.text) for word in res.words)
             print(f"  {'word':{width}}  kind      τ, fraction of the steps")
             for word in res.words:
@@ -159,12 +166,31 @@ def _check_prompts(sd: Model, prompts: dict[str, str]) -> None:
 
 def _load(args: argparse.Namespace) -> Model:
     began = time.perf_counter()
-    sd = checkpoint.load(args.model, args.device, args.dtype, args.attention)
+    sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora)
     chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
     where = "embedded" if args.model is None else args.model
     print(f"model {sd.config.name} ({where}), loaded in {time.perf_counter() - began:.1f} s")
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}")
+    for file, scale in sd.lora:
+        print(f"  with the LoRA {file}, scale {scale:g}")
     return sd
+
+
+def _preview(args: argparse.Namespace, sd: Model) -> OnStep | None:
+    """What writes preview.png every few steps, if --preview asks for it."""
+    if args.preview is None:
+        return None
+    if sd.config.vae != SD14.vae:
+        raise MineditError(
+            f"--preview is for Stable Diffusion v1, and {sd.config.name} has latents of its own; omit it"
+        )
+    tiny = load_taesd(args.preview, sd.device)
+
+    def show(step: Step) -> None:
+        if (step.index + 1) % PREVIEW_EVERY == 0:
+            save_preview(tiny, step.x0, args.out / "preview.png")
+
+    return show
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------
@@ -205,7 +231,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 def _model_settings(args: argparse.Namespace, sd: Model) -> dict:
     """Which model made a picture, in the words of the command line."""
     model = {"model": args.model, "device": args.device, "dtype": args.dtype, "attention": args.attention}
-    return {**model, "model_name": sd.config.name, "minedit": __version__}
+    return {**model, **lora.settings(sd), "model_name": sd.config.name, "minedit": __version__}
 
 
 def _write(folder: Path, name: str, pictures: dict, settings: dict, found: dict, seconds: float) -> None:

@@ -8,28 +8,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
-import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from minedit import adapedit, p2p
+from minedit import adapedit, lora, p2p
 from minedit.adapedit import AdapEditConfig, Statistics
 from minedit.checkpoint import Model
 from minedit.config import MineditError
-from minedit.image import to_pil
 from minedit.p2p import P2PConfig
 from minedit.plan import TARGET, Plan, WordPlan
-from minedit.sample import Run
+from minedit.sample import Run, Step, pictures
 from minedit.tokens import Prompt, align
 
 METHODS = {"adapedit": AdapEditConfig, "p2p": P2PConfig, "fixed-seed": None}  # and their settings
 Progress = Callable[[int, int], None]  # steps done and steps in all, the statistics pass included
+OnStep = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
 class Generated:
     images: list[Image]
     latents: Tensor  # [B, 4, h, w] float32 on the CPU, what the VAE decodes
+    notes: tuple[str, ...] = ()  # what a reader should know of how they were made, a sentence each
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def generate(
     guidance: float = 7.5,
     eta: float = 0.0,
     progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Generated:
     """One picture per prompt.
 
@@ -63,9 +64,10 @@ def generate(
         guidance: classifier-free guidance scale, 0 or more.
         eta: 0 deterministic ... 1 ancestral sampling.
         progress: called after every step.
+        on_step: called with every `Step` of the pictures: for previews, or to stop by raising.
 
     Raises:
-        MineditError: an empty or over-long prompt, or a number out of range.
+        MineditError: an empty or over-long prompt, a number out of range, or NaN from a model in too narrow a dtype.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed] * len(prompts)
@@ -79,8 +81,11 @@ def generate(
         _check_seed(each)
     for step in run(sd, prompts, seeds, _ticker(progress, steps)):
         latents = step.latents
+        if on_step:
+            on_step(step)
     latents = latents.cpu() / sd.config.latent_scale
-    return Generated(_pictures(sd, latents), latents)
+    images, notes = pictures(sd, latents)
+    return Generated(images, latents, notes)
 
 
 def edit(
@@ -95,20 +100,22 @@ def edit(
     eta: float = 0.0,
     settings: AdapEditConfig | P2PConfig | None = None,
     progress: Progress | None = None,
+    on_step: OnStep | None = None,
     **overrides: object,
 ) -> EditResult:
     """The picture of `source` and its edit into `target`, from one noise.
 
     Args:
         method: "adapedit", "p2p" or "fixed-seed".
-        seed, steps, guidance, eta, progress: as in `generate`.
+        seed, steps, guidance, eta, progress, on_step: as in `generate`; a Step's rows are the source and the target.
         settings: the method's; None for its defaults.
         overrides: single fields of `settings` by name: `tau=0.5`, `lambda_s=0.9`, `dps=False`, `reweight={"red": 2}`.
 
     Prompts with the same words give the same picture twice, bit for bit, unless words are reweighted.
 
     Raises:
-        MineditError: an empty or over-long prompt, an unknown method or setting, or a number out of range.
+        MineditError: an empty or over-long prompt, an unknown method or setting, a number out of range, or NaN from a
+            model in too narrow a dtype.
     """
     began = time.perf_counter()
     run, chosen = Run(steps, guidance, eta), method_settings(method, settings, overrides)
@@ -127,8 +134,10 @@ def edit(
         hidden = {name: seen.hidden[TARGET] for name, seen in step.seen.items()}
         spatial += adapedit.spatial(sd, plan.gates, step.index, hidden)
         latents = step.latents
+        if on_step:
+            on_step(step)
     latents = latents.cpu() / sd.config.latent_scale
-    images = _pictures(sd, latents)
+    images, decoding = pictures(sd, latents)
     same = ("the prompts are the same words: the edit is the source",) if identical else ()
     return EditResult(
         source=images[0],
@@ -136,11 +145,12 @@ def edit(
         source_latent=latents[:1],
         edited_latent=latents[-1:].clone(),
         words=plan.words,
-        notes=(*same, *plan.notes, *_unknown(sd, pair)),
+        notes=(*same, *plan.notes, *_unknown(sd, pair), *decoding),
         settings={
             "model": sd.config.name,
             "dtype": str(sd.dtype).removeprefix("torch."),
             "attention": sd.attention,
+            **lora.settings(sd),
             "source": source,
             "target": target,
             "method": method,
@@ -206,11 +216,6 @@ def _plan(
     if isinstance(settings, P2PConfig):
         return p2p.plan(sd, source, target, steps, settings)
     return Plan(words=tuple(WordPlan(target.words[p.word].text, p.kind, 0.0) for p in align(source, target).pairs))
-
-
-@torch.inference_mode()
-def _pictures(sd: Model, latents: Tensor) -> list[Image]:
-    return to_pil(sd.vae.decode(latents.to(sd.device, sd.dtype)))
 
 
 def _prompt(sd: Model, text: str) -> Prompt:

@@ -1,7 +1,6 @@
 """A file or folder of weights -> its tensors by the names in it, not read yet, and its metadata.
 
-The container is recognised from the first bytes, never from the file's own name. What the names mean: layouts.py. Only
-checkpoint.py uses this.
+The container is recognised from the first bytes, never from the file's own name. What the names mean: layouts.py.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from minedit import torchfile
 from minedit.config import MineditError
@@ -31,6 +31,15 @@ def read(path: Path) -> Contents:
         return _folder(path) if path.is_dir() else _file(path)
     except OSError as error:
         raise MineditError(f"{path} cannot be read ({error.strerror or _line(error)}); {EXPECTED}") from error
+
+
+def read_file(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of weights of another kind than a model; `expected` is what its errors ask for."""
+    try:
+        stored, metadata = read(path)
+    except MineditError as error:
+        raise MineditError(str(error).replace(EXPECTED, expected)) from error
+    return {name: tensor.read(tensor.dtype) for name, tensor in stored.items()}, metadata
 
 
 def _file(path: Path) -> Contents:

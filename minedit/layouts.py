@@ -1,4 +1,4 @@
-"""The names in a file of weights -> the names of this project's modules. Only checkpoint.py uses this.
+"""The names in a file of weights -> the names of this project's modules, for checkpoint.py and lora.py.
 
 The layout is recognised from the names. Every tensor is taken, is on the short list of EXTRAS, or is an error.
 The names are those of CompVis/stable-diffusion (LDM) and huggingface/diffusers.
@@ -7,7 +7,7 @@ The names are those of CompVis/stable-diffusion (LDM) and huggingface/diffusers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,8 +100,14 @@ def _clip(tensors: Tensors) -> Tensors:
 def _diffusers_unet(tensors: Tensors) -> Tensors:
     n = 1 + sum(bool(re.fullmatch(r"down_blocks\.0\.resnets\.\d+\.norm1\.weight", name)) for name in tensors)
     attends = {name.split(".")[1] for name in tensors if re.match(r"up_blocks\.\d+\.attentions\.", name)}
+    rules = diffusers_unet_rules(n, attends)
+    return {_renamed(name, rules): tensor for name, tensor in tensors.items()}
+
+
+def diffusers_unet_rules(n: int, attends: Collection[str]) -> Rules:
+    """n: blocks of a level, on the way up. attends: the numbers of the up_blocks that have attention."""
     resnet = r"^(input_blocks\.\d+\.0|middle_block\.[02]|output_blocks\.\d+\.0)"
-    rules: Rules = (
+    return (
         (r"^time_embedding\.linear_1", "time_embed.0"),
         (r"^time_embedding\.linear_2", "time_embed.2"),
         (r"^conv_in", "input_blocks.0.0"),
@@ -126,7 +132,6 @@ def _diffusers_unet(tensors: Tensors) -> Tensors:
         (rf"{resnet}\.conv2", r"\1.out_layers.3"),
         (rf"{resnet}\.conv_shortcut", r"\1.skip_connection"),
     )
-    return {_renamed(name, rules): tensor for name, tensor in tensors.items()}
 
 
 def _diffusers_vae(tensors: Tensors) -> Tensors:

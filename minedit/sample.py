@@ -5,16 +5,20 @@ Rows of the UNet's batch: B unconditional, then B conditional. `rules` says what
 `observe` which layers to look at; both are functions of the step, 0 for pure noise.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from minedit import ddim
 from minedit.attention import Attn, Rule, Seen
 from minedit.checkpoint import Model
+from minedit.config import MineditError
 from minedit.guidance import two_way
+from minedit.image import to_pil
 from minedit.plan import check_number
 
 
@@ -37,15 +41,50 @@ def embed(model: Model, prompts: Sequence[str]) -> Tensor:
 
 
 def context(model: Model, prompts: Sequence[str]) -> Tensor:
-    """[2B, T, width]: the empty prompt B times, then the prompts."""
+    """[2B, T, width]: the empty prompt B times, then the prompts. Raises MineditError where the encoder overflows."""
     empty = embed(model, [""])
-    return torch.cat([empty.expand(len(prompts), -1, -1), embed(model, prompts)])
+    rows = torch.cat([empty.expand(len(prompts), -1, -1), embed(model, prompts)])
+    if not rows.isfinite().all():
+        raise _overflow("the text encoder", model.dtype)
+    return rows
 
 
 def start(model: Model, seeds: Sequence[int]) -> Tensor:
     """Starting noise [B, 4, h, w] of the seeds, on the model's device."""
     side = model.config.latent_size
     return torch.cat([ddim.noise(seed, side, side) for seed in seeds]).to(model.device)
+
+
+@torch.inference_mode()
+def pictures(model: Model, latents: Tensor) -> tuple[list[Image], tuple[str, ...]]:
+    """Latents [B, 4, h, w] as the VAE decodes them -> pictures, and what a reader should know of how they were made.
+
+    A decoder that overflows in half precision decodes once more in float32, which is noted. Raises MineditError where
+    that does not help.
+    """
+    images, notes = model.vae.decode(latents.to(model.device, model.dtype)), ()
+    if model.dtype != torch.float32 and not images.isfinite().all():
+        images = copy.deepcopy(model.vae).float().decode(latents.to(model.device))
+        notes = (f"the decoder overflowed in {_name(model.dtype)}: the pictures were decoded again in float32",)
+    if not images.isfinite().all():
+        raise _overflow("the decoder", model.dtype)
+    return to_pil(images), notes
+
+
+def _overflow(stage: str, dtype: torch.dtype) -> MineditError:
+    """What to raise where a stage of a run gave NaN or infinity."""
+    wider = {torch.float16: "bfloat16 or float32", torch.bfloat16: "float32"}.get(dtype)
+    remedy = f"try --dtype {wider}" if wider else "its weights are damaged, or a setting is far out of range"
+    return MineditError(f"NaN or infinity from {stage} in {_name(dtype)}, expected finite numbers; {remedy}")
+
+
+def _waits(x: Tensor) -> bool:
+    """Whether reading a number of x waits for work that is queued."""
+    return x.device.type != "cpu"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def sample(
@@ -61,6 +100,9 @@ def sample(
 ) -> Iterator[Step]:
     """Denoise.
 
+    NaN or infinity anywhere in the UNet stays in the latents, so each step leaves a flag about them on the device and
+    all are read with the last, before it is yielded: reading one makes a GPU wait. On the CPU each is read at once.
+
     Args:
         latents: [B, 4, h, w], noise of unit variance (`start`).
         context: [2B, T, width], unconditional rows first (`context`).
@@ -70,13 +112,16 @@ def sample(
         observe: names of the layers that report into Step.seen at a step; None observes nothing.
         eta: 0 deterministic ... 1 ancestral.
         seeds: one per row, needed when eta > 0: rows of one seed share every draw, whatever the batch.
+
+    Raises:
+        MineditError: the latents became NaN or infinite; it names the first step where they did.
     """
     if context.shape[0] != 2 * latents.shape[0]:
         raise ValueError(f"context has {context.shape[0]} rows for {latents.shape[0]} latents, expected twice as many")
     if eta > 0 and len(seeds) != len(latents):
         raise ValueError(f"eta is {eta}: expected one seed for each of {len(latents)} rows, found {len(seeds)}")
     draw = _step_noise(seeds, latents) if eta > 0 else lambda: None
-    latents, context = latents.float(), context.to(model.dtype)
+    latents, context, finite = latents.float(), context.to(model.dtype), []
     for index, (t, t_prev) in enumerate(ddim.schedule(steps)):
         watch = observe(index) if observe else frozenset()
         attn = Attn(attend=model.attend, rules=rules(index) if rules else {}, watch=watch, seen={})
@@ -84,6 +129,11 @@ def sample(
         times = torch.full((len(batch),), t, device=latents.device)
         eps = two_way(*model.unet(batch, times, context, attn).float().chunk(2), guidance)
         latents, x0 = ddim.step(latents, eps, t, t_prev, eta, draw())
+        finite.append(latents.isfinite().all())
+        if index + 1 == steps or not _waits(latents):
+            flags = torch.stack(finite).tolist()
+            if not all(flags):
+                raise _overflow(f"the UNet at step {flags.index(False) + 1} of {steps}", model.dtype)
         yield Step(index, t, latents, eps, x0, attn.seen)
 
 

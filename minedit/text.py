@@ -1,6 +1,7 @@
 """Token ids -> text embeddings, through transformers' CLIP text model (Radford et al. 2021, arXiv:2103.00020).
 
 SD-v1 conditions on the last hidden state after the final layer norm. The mask is causal; padding is not masked.
+Its LayerNorms and its softmax accumulate in float32 whatever the dtype of the weights.
 """
 
 from __future__ import annotations

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
+from safetensors.torch import save_file
+from seeded import fill, normal
 from small_model import small_model
 
 import minedit
 from minedit import arguments, checkpoint, cli, image
+from minedit.taesd import TAESD
 
 ROOT = Path(__file__).parent.parent
 BOY, SITTING = "a boy in the park", "a sitting boy in the park"
@@ -139,6 +142,70 @@ def test_nothing_in_common_is_said(run, capsys):
     assert "note: " in capsys.readouterr().out
 
 
+def lora_file(path: str) -> None:
+    """A LoRA of rank 1 on one layer of the small model, strong enough to be seen."""
+    layer = "lora_unet_mid_block_attentions_0_proj_out"
+    save_file({f"{layer}.lora_{half}.weight": normal(half, *shape) for half, shape in LORA.items()}, path)
+
+
+LORA = {"down": (1, 32, 1, 1), "up": (32, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("verb, name", [(("generate", BOY), "image"), (("edit", BOY, SITTING), "edited")])
+def test_loras_are_recorded_and_merged_again(run, weights, capsys, verb, name):
+    lora_file("a b:c.safetensors")
+    both = ("--lora", "a b:c.safetensors:0.5", "--lora", "a b:c.safetensors")
+    for out, options in (("plain", ()), ("one", both[2:]), ("both", both)):
+        assert run(*verb, *options, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "with the LoRA a b:c.safetensors, scale 0.5" in said and "scale 1\n" in said
+    pictures = {out: Path(out, f"{name}.png") for out in ("plain", "one", "both", "again", "none")}
+    settings = {out: image.settings(pictures[out]) for out in ("plain", "one", "both")}
+    assert "lora" not in settings["plain"] and settings["one"]["lora"] == [["a b:c.safetensors", 1.0]]
+    assert settings["both"]["lora"] == [["a b:c.safetensors", 0.5], ["a b:c.safetensors", 1.0]]
+    assert not same(pictures["plain"], pictures["one"]) and not same(pictures["one"], pictures["both"])
+    assert run(verb[0], "--from", pictures["both"], "--out", "again", few=False) == 0
+    assert same(pictures["both"], pictures["again"]) and image.settings(pictures["again"]) == settings["both"]
+    instead = ("--lora", "a b:c.safetensors:0")  # in place of those in the picture, as every option beside --from
+    assert run(verb[0], "--from", pictures["both"], *instead, "--out", "none", few=False) == 0
+    assert same(pictures["none"], pictures["plain"])
+
+
+def test_a_preview_is_written_every_few_steps_and_changes_nothing(run, weights, monkeypatch):
+    monkeypatch.setattr(cli, "SD14", small_model().config)
+    save_file(fill(TAESD()).state_dict(), "tiny.safetensors")
+    shown = []
+    preview = cli.save_preview
+    monkeypatch.setattr(cli, "save_preview", lambda *args: shown.append(args[1].shape[0]) or preview(*args))
+    assert run("edit", BOY, SITTING, "--preview", "tiny.safetensors", "--out", "few") == 0
+    assert shown == [] and not Path("few/preview.png").exists()  # 3 steps
+    for out, options in (("with", ("--preview", "tiny.safetensors")), ("without", ())):
+        more = ("--steps", 11, "--model", weights, "--out", out, *options)
+        assert run("edit", BOY, SITTING, *more, few=False) == 0
+    assert shown == [2, 2]
+    assert files(Path("with")) - files(Path("without")) == {"preview.png"}
+    assert Path("with/edited.png").read_bytes() == Path("without/edited.png").read_bytes()
+    with Image.open("with/preview.png") as picture:
+        assert picture.width > 128  # both rows
+
+
+def test_float16_overflow_is_a_mistake_with_its_remedy(run, weights, capsys):
+    model = checkpoint.load(weights)
+    weight = model.unet.middle_block[1].transformer_blocks[0].ff.net[0].proj.weight
+    weight.mul_(6e4 / weight.abs().max())
+    checkpoint.save(model, "hot.safetensors")
+    assert run("generate", BOY, "--dtype", "float16", "--model", "hot.safetensors", "--steps", 2, few=False) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "NaN or infinity from the UNet at step 1 of 2 in float16" in line and "--dtype bfloat16 or float32" in line
+    assert not Path("out").exists()
+    weight.mul_(1e-3)
+    last = model.vae.decoder.conv_out.weight
+    last.mul_(6e4 / last.abs().max())
+    checkpoint.save(model, "hot.safetensors")
+    assert run("generate", BOY, "--dtype", "float16", "--model", "hot.safetensors", "--steps", 2, few=False) == 0
+    assert "note: the decoder overflowed in float16" in capsys.readouterr().out
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -166,6 +233,13 @@ MISTAKES = {
     "unknown statistics": (["edit", BOY, SITTING, "--statistics", "first"], "last or mean"),
     "no checkpoint": (["edit", BOY, SITTING, "--model", "missing.ckpt"], "missing.ckpt"),
     "truncated checkpoint": (["edit", BOY, SITTING, "--model", "half.safetensors"], "half.safetensors"),
+    "no LoRA": (
+        ["generate", BOY, "--lora", "none.safetensors:0.5"],
+        "none.safetensors does not exist; expected",
+    ),
+    "LoRA without a number": (["generate", BOY, "--lora", "text.ckpt:high"], "text.ckpt:high does not exist"),
+    "not a LoRA": (["edit", BOY, SITTING, "--lora", "half.safetensors"], "half.safetensors"),
+    "preview of another model": (["generate", BOY, "--preview", "text.ckpt"], "--preview is for Stable Diffusion v1"),
     "not a checkpoint": (["edit", BOY, SITTING, "--model", "text.ckpt"], "text.ckpt"),
     "out is a file": (["edit", BOY, SITTING, "--out", "text.ckpt"], "text.ckpt"),
     "out below a file": (["generate", BOY, "--out", "text.ckpt/x/y"], "text.ckpt"),
