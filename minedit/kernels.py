@@ -53,8 +53,8 @@ def _probabilities(q, k, q_pixel, q_width, k_token, k_width, pixels, n, t, scale
         q_tile = _load(q + pixels[:, None] * q_pixel + d[None, :] * q_width, (pixels < n)[:, None] & (d < D), WIDE)
         k_tile = _load(k + d[:, None] * k_width + tokens * k_token, (d < D)[:, None] & (tokens < t), WIDE)
         scores = tl.dot(q_tile, k_tile, scores, input_precision="ieee")  # [BN, BT]
-    scores = tl.where((tokens < t)[None, :], scores * (scale * 1.4426950408889634), float("-inf"))  # log2 e
-    powers = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+    scores = tl.where((tokens < t)[None, :], scores, float("-inf"))
+    powers = tl.exp2((scores - tl.max(scores, axis=1)[:, None]) * (scale * 1.4426950408889634))  # log2 e
     return powers / tl.sum(powers, axis=1)[:, None]
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from minedit.arguments import Formatter, Parser, number
-from minedit.attention import Attend, backend
+from minedit.attention import Attend, backend, resolve
 from minedit.checkpoint import DTYPES, torch_device
 from minedit.config import MineditError
 from minedit.image import write_whole
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     halves = ["float16", "bfloat16"] if device.type == "cuda" else []
     dtypes = _chosen("dtype", args.dtype, DTYPES, ["float32", *halves])
     before = _before(args.csv)
-    functions = _functions(args.attention, device)
+    functions = named_functions(args.attention, device)
     with _threads(args.threads), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         told = _told(args.what, device)
         print(", ".join(f"{name} {told[name]}" for name in ("device", "torch", "triton", "threads") if told[name]))
@@ -176,24 +176,24 @@ def _append(path: Path, before: str, rows: list[Row]) -> None:
 # --- what goes in ----------------------------------------------------------------------------------------------------
 
 
-def _functions(asked: list[str] | None, device: torch.device) -> dict[str, Attend]:
+def named_functions(asked: list[str] | None, device: torch.device) -> dict[str, Attend]:
     """The attention functions by name; triton unasked where it can run. Raises MineditError where one cannot be had."""
     names = [name for text in asked or ["eager,sdpa"] for name in text.split(",")]
     if not asked and device.type == "cuda":
         try:
-            backend("triton")
+            backend("triton", device)
             names.append("triton")
         except MineditError as error:
             print(f"without triton: {error}")
     found = {}
     for name in names:
         try:
-            attend = backend(name)
+            attend = backend(name, device)
         except MineditError:
             raise
         except Exception as error:  # whatever a module that is being written raises when it is imported
             raise MineditError(f"attention {name!r}: importing it raised {type(error).__name__}: {error}") from error
-        found[f"auto ({getattr(attend, '__name__', 'unnamed')})" if name == "auto" else name] = attend
+        found[f"auto ({resolve(name, device)})" if name == "auto" else name] = attend
     return found
 
 

@@ -74,7 +74,9 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def assert_as_good_as_eager(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> None:
-    """Twice eager's error, or four units of the last place where eager happens to be exact."""
+    """Twice eager's error, or what rounding the largest score to float32 does to a softmax: eager may be lucky."""
+    largest = (q.double() @ k.double().mT).abs().max().item() / q.shape[-1] ** 0.5
+    floor = max(4, largest / 2) * torch.finfo(torch.float32).eps
     ours, theirs, exact = (
         kernels.attend(q, k, v, rule, columns=True),
         eager(q, k, v, rule, columns=True),
@@ -82,7 +84,6 @@ def assert_as_good_as_eager(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> None
     )
     for found, reference, expected in zip(ours, theirs, exact, strict=True):
         assert found.dtype == reference.dtype
-        floor = 4 * torch.finfo(torch.float32).eps
         assert error(found, expected) <= max(2 * error(reference, expected), floor)
     assert torch.equal(kernels.attend(q, k, v, rule), ours[0])
 
@@ -94,7 +95,7 @@ SHAPES = ((9, 7, 8), (33, 77, 16), (17, 16, 24), (35, 77, 40), (18, 77, 80), (5,
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_random_rules(shape, dtype):
-    for seed in range(3):
+    for seed in range(2):
         rng, b, h = random.Random(f"{seed} {shape}"), 2 + seed, 1 + seed % 2
         n, t, d = shape
         assert_as_good_as_eager(*case(seed, b, h, n, t, d, dtype), random_rule(rng, b, n, t))
@@ -127,6 +128,7 @@ def test_more_keys_than_a_tile_go_to_the_flash_kernel():
 def test_it_compiles_without_spilling():
     """For GPUs that need not be here; registers, shared memory and spills are printed (pytest -s)."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     script = Path(__file__).parent / "compile_kernels.py"
     done = subprocess.run([sys.executable, script, "--quick"], env=environment, capture_output=True, text=True)
     print(done.stdout)

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minedit import attention, cli, lab_bench, lab_cases, lab_oracle
 from minedit.attention import Edit, Rule, eager, sdpa
 from minedit.config import SD14, MineditError
+from minedit.lab import named_functions
 from minedit.lab_bench import Ceiling, timing, traffic
 from minedit.lab_cases import RULES, Shape, cases, real_shapes, small_shapes
 from minedit.lab_check import answers, judge
@@ -517,7 +518,24 @@ def test_large_maps_are_tried_on_a_cpu_only_when_asked_for(monkeypatch, lab):
     assert [row["pixels"] for row in lab(*command, "--full")[2]] == ["20", "20", "40"]
 
 
-def test_auto_says_what_it_chose(lab, monkeypatch):
-    monkeypatch.setattr("minedit.lab.backend", lambda name: attention.eager)
-    _, said, rows = lab("check", "--quick", "--rules", "inject", "--attention", "auto")
-    assert {row["attention"] for row in rows} == {"auto (eager)"} and "auto (eager): 9 right" in said
+def test_functions_are_those_of_the_device(monkeypatch, capsys):
+    """Triton is tried unasked on a GPU that has it, never on a CPU; auto is what it is there."""
+    asked = []
+
+    def backend(name: str, device: torch.device) -> attention.Attend:
+        asked.append((name, device.type))
+        if name == "triton" and len(asked) == 1:
+            raise MineditError("no compiler")
+        return eager
+
+    monkeypatch.setattr("minedit.lab.backend", backend)
+    monkeypatch.setattr("minedit.lab.resolve", lambda name, device: f"{name} of {device}")
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert (
+        list(named_functions(None, gpu)) == ["eager", "sdpa"]
+        and "without triton: no compiler" in capsys.readouterr().out
+    )
+    assert list(named_functions(None, gpu)) == ["eager", "sdpa", "triton"]
+    assert {device for _, device in asked} == {"cuda"}
+    assert list(named_functions(None, cpu)) == ["eager", "sdpa"]
+    assert list(named_functions(["auto,eager"], gpu)) == ["auto (auto of cuda)", "eager"]

@@ -10,20 +10,20 @@ from minedit.checkpoint import Model, load
 from minedit.edit import edit
 from minedit.image import grid, save
 
-# (source, target, seed). The first ten are soft: pose, action, count, size, adjective.
+# (source, target, seed). All but the last two are soft: pose, action, count, size, adjective.
 EDITS = (
     ("a boy in the park", "a sitting boy in the park", 0),
-    ("a girl standing on the beach", "a girl waving on the beach", 0),
-    ("a brown dog standing on the grass", "a brown dog running on the grass", 0),
-    ("a cat sitting in a room", "a cat lying in a room", 0),
-    ("a standing horse in the desert", "a running horse in the desert", 0),
-    ("a bird standing on the grass", "a bird spreading its wings on the grass", 0),
-    ("a red apple on the table", "two red apples on the table", 0),
-    ("three peaches on a plate", "one peach on a plate", 0),
-    ("a small dog in the snow", "a big dog in the snow", 0),
-    ("a boy in a red shirt in the street", "a boy in a blue shirt in the street", 0),
-    ("a cake on the table", "a chocolate cake on the table", 0),
-    ("a girl on the beach", "a girl with an umbrella on the beach", 0),
+    ("a standing bird in the park", "a flying bird in the park", 1),
+    ("a standing dog on the grass", "a lying dog on the grass", 0),
+    ("an apple on the table", "two apples on the table", 1),
+    ("three peaches on a plate", "a peach on a plate", 0),
+    ("two strawberries on a plate", "three strawberries on a plate", 0),
+    ("a small red ball on the table", "a big red ball on the table", 1),
+    ("a dog in the desert", "a big dog in the desert", 0),
+    ("a red apple on a plate", "a green apple on a plate", 0),
+    ("a girl in a red dress on the beach", "a girl in a blue dress on the beach", 1),
+    ("a cake on the table", "a chocolate cake on the table", 1),
+    ("an apple on the table", "a hamburger on the table", 0),
 )
 SCALE = 1.5  # of the pictures in the sheet
 
