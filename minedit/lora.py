@@ -50,7 +50,8 @@ def merge(model: Model, path: str | os.PathLike, scale: float = 1.0) -> Model:
         lost = [f"{part}.{name}" for name, weight in merged.items() if not weight.isfinite().all()]
         if lost:
             kind = str(model.dtype).removeprefix("torch.")
-            raise MineditError(f"{file} at scale {scale} leaves NaN or infinity in {kind} in {first(lost)}")
+            fault = f"{file} at scale {scale:g} leaves NaN or infinity in {first(lost)} in {kind}"
+            raise MineditError(f"{fault}, expected finite weights; try a smaller scale or a wider --dtype")
         parts[part] = _with(module, merged) if merged else module
     return replace(model, unet=parts["unet"], text=parts["text"], lora=(*model.lora, (str(path), float(scale))))
 

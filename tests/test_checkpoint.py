@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from seeded import fill, normal
 from torch import Tensor
 from weight_files import SLIM, as_folder, diffusers_names, in_shards, rows, slim, with_config
@@ -280,6 +280,23 @@ def test_of_two_files_in_a_folder_the_full_safetensors_is_read(saved, tmp_path):
 def test_ldm_file_without_clips_text_model_level(saved, tmp_path):
     tensors = {name.replace(".text_model.", "."): x for name, x in load_file(saved).items()}
     assert_equal(load(with_config(tensors, tmp_path / "file")), slim())
+
+
+def test_a_dreambooth_file_of_several_dtypes(saved, tmp_path, monkeypatch):
+    """As trainers write them: float16 for the UNet, bfloat16 for the text encoder, float32 for the VAE, and extras."""
+    without_config(monkeypatch)
+    kinds = {"model.diffusion_model": torch.float16, "cond_stage_model": torch.bfloat16}
+    kind = {name: next((k for part, k in kinds.items() if name.startswith(part)), None) for name in load_file(saved)}
+    tensors = {name: x.to(kind[name]) for name, x in load_file(saved).items()}
+    tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    tensors["alphas_cumprod"] = torch.zeros(1000)
+    tensors["model_ema.num_updates"] = torch.tensor(800)
+    save_file(tensors, tmp_path / "dreambooth.safetensors")
+    model = load(tmp_path / "dreambooth.safetensors")
+    expected = {"unet": torch.float16, "text": torch.bfloat16, "vae": torch.float32}
+    for name, x in states(model).items():
+        assert x.dtype == torch.float32
+        assert torch.equal(x, states(slim())[name].to(expected[name.split(".")[0]]).float())
 
 
 def test_the_name_of_a_file_means_nothing(saved, tmp_path):

@@ -319,7 +319,10 @@ REFUSED = {
     "an unknown layer": (half() | half("lora_unet_attic"), r"model: slim lacks 1 tensor \(lora_unet_attic\)"),
     "a model": ({"model.diffusion_model.out.2.bias": torch.ones(4)}, "is no LoRA: it has 1 tensor"),
     "nothing": ({}, r"is no LoRA: it has 0 tensors"),
-    "NaN": ({name: x * torch.nan for name, x in half().items()}, "leaves NaN or infinity in float32 in 1 tensor"),
+    "NaN": (
+        {name: x * torch.nan for name, x in half().items()},
+        r"infinity in 1 tensor \(unet\..*\) in float32",
+    ),
 }
 
 

@@ -125,7 +125,7 @@ def test_softmax_of_the_fused_attention_is_not_rounded(dtype, monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", checked)
     parts(fresh(dtype))
     assert len(worst) == 2 + len(base().unet.sites) + 2  # layers of text, of the UNet, of the VAE's two middles
-    assert max(worst) < 2, worst
+    assert max(worst) < 1, worst  # a softmax in half precision: about 3
 
 
 @each_half
