@@ -12,10 +12,10 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint parity bench notebooks gallery clean distclean
+.PHONY: help edit test lint parity bench bench-load notebooks gallery clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 edit: $(VENV)/installed ## edit one picture with the embedded checkpoint; pictures and settings go to out/
 	$(BIN)/minedit edit "$(SOURCE)" "$(TARGET)" --out "$(OUT)" $(ARGS)
@@ -29,10 +29,13 @@ lint: $(VENV)/installed ## ruff, its formatter, the import direction, the notebo
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_notebooks.py
 
 parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
-	$(VENV)-parity/bin/python -m pytest -q -s tests/parity $(ARGS)
+	COMPVIS="$(COMPVIS)" $(VENV)-parity/bin/python -m pytest -q -s tests/parity $(ARGS)
 
 bench: $(VENV)/installed ## time an edit by each method; a row each goes to benchmarks/edit.csv
 	$(BIN)/python benchmarks/edit.py $(ARGS)
+
+bench-load: $(VENV)-parity/installed ## time and memory of loading full-size files, diffusers beside; 15 GB in a temporary folder
+	$(VENV)-parity/bin/python benchmarks/load.py $(ARGS)
 
 notebooks: $(VENV)/notebooks ## execute the notebooks; pages go to out/notebooks/
 	$(BIN)/python -m nbconvert --execute --to html --output-dir out/notebooks notebooks/*.ipynb
