@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 from minedit.config import MineditError
 
 LIMIT = 2 * 2**20  # bytes that a file may spend on saying what is in it: seven times what the largest of SD-v1 does
-PIECE = 2**20  # elements read at once: what fits a cache
+PIECE = 2**22  # elements converted at once
 
 
 class Refused(Exception):
@@ -32,30 +32,37 @@ class Stored:
     stride: tuple[int, ...]
 
     def read(self, dtype: torch.dtype) -> Tensor:
-        """The tensor on the CPU, contiguous, in memory of its own. Raises MineditError where it cannot be read.
+        """The tensor on the CPU, contiguous. Raises MineditError where it cannot be read.
 
-        The file is not mapped: its pages would count beside the copy, and sums over them round otherwise, unaligned.
+        In its own dtype it stays in the file, whose pages come into memory as they are used; writing to it changes a
+        copy of them. In another dtype it has memory of its own, filled piece by piece: pages in use count as memory.
         """
-        out = torch.empty(self.shape, dtype=dtype)
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                if self.stride != contiguous(self.shape):
-                    row = self._next(file, torch.empty(extent(self.shape, self.stride), dtype=self.dtype))
-                    return out.copy_(row.as_strided(self.shape, self.stride))
-                for piece in out.view(-1).split(PIECE):
-                    if dtype == self.dtype:
-                        self._next(file, piece)
-                    else:
-                        piece.copy_(self._next(file, torch.empty(len(piece), dtype=self.dtype)))
-        except OSError as error:
-            raise MineditError(f"{self.path} cannot be read any more ({error.strerror or error}); try again") from error
+        if 0 in self.shape:
+            return torch.empty(self.shape, dtype=dtype)
+        if self.stride != contiguous(self.shape):
+            row = self._mapped(0, extent(self.shape, self.stride))
+            return row.as_strided(self.shape, self.stride).to(dtype).contiguous()
+        if dtype == self.dtype:
+            return self._mapped(0, math.prod(self.shape)).view(self.shape)
+        out, done = torch.empty(self.shape, dtype=dtype), 0
+        for piece in out.view(-1).split(PIECE):
+            piece.copy_(self._mapped(done, len(piece)))
+            done += len(piece)
         return out
 
-    def _next(self, file: io.BufferedReader, row: Tensor) -> Tensor:
-        if row.nbytes and file.readinto(row.view(torch.uint8).numpy()) != row.nbytes:
-            raise MineditError(f"{self.path} has become shorter while it was read; try again")
-        return row
+    def _mapped(self, first: int, count: int) -> Tensor:
+        """`count` elements of the file from the tensor's element `first` on, [count]."""
+        offset = self.offset + first * self.dtype.itemsize
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            with self.path.open("rb") as file:
+                length = offset - start + count * self.dtype.itemsize
+                pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
+        except OSError as error:
+            raise MineditError(f"{self.path} cannot be read any more ({error.strerror or error}); try again") from error
+        except ValueError as error:  # beyond the file's end
+            raise MineditError(f"{self.path} has become shorter while it was read; try again") from error
+        return torch.frombuffer(pages, dtype=self.dtype, count=count, offset=offset - start)
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
