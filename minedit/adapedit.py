@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minedit.attention import Gate
+from minedit.attention import Gate, Site
 from minedit.checkpoint import Model
 from minedit.config import MineditError
 from minedit.ddim import TRAIN_STEPS
@@ -80,7 +80,7 @@ class Spatial:
 
     site: str
     step: int
-    map: Tensor  # [side, side] float32, 0 ... 1
+    map: Tensor  # [height, width] float32, 0 ... 1
 
     @property
     def mean(self) -> float:
@@ -99,8 +99,8 @@ class Statistics:
     prompt: str  # the target, or the source when words are only removed
     words: tuple[str, ...]
     key_words: tuple[int, ...]  # indices into words
-    maps: Tensor  # [W, side, side], mean attention of each word's tokens at map_size, unmasked
-    masks: Tensor  # [W, side, side] bool, the pixels used: all of them for a word in `empty`
+    maps: Tensor  # [W, h, w], mean attention of each word's tokens at map_size, unmasked
+    masks: Tensor  # [W, h, w] bool, the pixels used: all of them for a word in `empty`
     empty: tuple[int, ...]  # words of which nothing survived alpha_m
     similarity: tuple[float, ...]  # A_i, -1 ... 1
     tau: tuple[float, ...]  # tau_i by eq. 7, 0 ... 1
@@ -139,12 +139,12 @@ def taus(similarity: Sequence[float], key_words: Sequence[int], lambda_tau: floa
     return tuple(0.0 if i in key_words else tau for i, tau in enumerate(free))
 
 
-def resized(maps: Tensor, side: int) -> Tensor:
-    """Square maps [W, side', side'] at another side, flat [W, N]: box average down, bilinear up."""
-    if side < maps.shape[-1]:
-        maps = F.interpolate(maps[None], (side, side), mode="area")[0]
-    elif side > maps.shape[-1]:
-        maps = F.interpolate(maps[None], (side, side), mode="bilinear", align_corners=False)[0]
+def resized(maps: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Maps [W, h, w] of another shape, flat [W, N]: box average down, bilinear up."""
+    if shape[1] < maps.shape[-1]:
+        maps = F.interpolate(maps[None], shape, mode="area")[0]
+    elif shape[1] > maps.shape[-1]:
+        maps = F.interpolate(maps[None], shape, mode="bilinear", align_corners=False)[0]
     return maps.flatten(1)
 
 
@@ -174,8 +174,12 @@ def statistics(
     key_words: tuple[int, ...],
     seen: Mapping[str, tuple[Tensor, Tensor]],
     settings: AdapEditConfig,
+    latent: tuple[int, int],
 ) -> Statistics:
-    """Word maps, similarities, taus and keys from (columns [N, T], hidden [N, C]) of the observed layers."""
+    """Word maps, similarities, taus and keys from (columns [N, T], hidden [N, C]) of the observed layers.
+
+    latent: height and width of the latents.
+    """
     sites = {site.name: site for site in model.unet.sites if site.name in seen}
     at_map_size = [name for name, site in sites.items() if map_side(site, model.config) == model.config.map_size]
     columns = torch.stack([seen[name][0] for name in at_map_size]).mean(0)  # [N, T]
@@ -184,18 +188,18 @@ def statistics(
     visual = [name for name in at_map_size if sites[name].place == "up"] or at_map_size
     words = embeddings(maps * masks, seen[visual[-1]][1], settings.centre)  # [W, C]
     similarity = tuple((words @ key_embedding(words[list(key_words)])).tolist())
-    square = maps.unflatten(1, (model.config.map_size, -1))
-    key_maps = (square * masks.view_as(square) if settings.mask else square)[list(key_words)]
+    whole = maps.unflatten(1, _map_shape(sites[at_map_size[0]], latent))
+    key_maps = (whole * masks.view_as(whole) if settings.mask else whole)[list(key_words)]
     keys = {}
     for name, site in sites.items() if settings.dps else ():
-        at_site = resized(key_maps, map_side(site, model.config))
+        at_site = resized(key_maps, _map_shape(site, latent))
         keys[name] = key_embedding(embeddings(at_site, seen[name][1], settings.centre)).float()
     return Statistics(
         prompt=prompt.text,
         words=tuple(word.text for word in prompt.words),
         key_words=key_words,
-        maps=square,
-        masks=masks.view_as(square),
+        maps=whole,
+        masks=masks.view_as(whole),
         empty=tuple(empty.nonzero().flatten().tolist()),
         similarity=similarity,
         tau=taus(similarity, key_words, settings.lambda_tau),
@@ -242,10 +246,17 @@ def plan(
     )
 
 
-def spatial(model: Model, gates: Mapping[str, Gate], step: int, hidden: Mapping[str, Tensor]) -> tuple[Spatial, ...]:
-    """S of each gated layer from the target row's hidden states [N, C] at one step of the edit."""
-    side = {site.name: map_side(site, model.config) for site in model.unet.sites}
+def spatial(
+    model: Model, gates: Mapping[str, Gate], step: int, hidden: Mapping[str, Tensor], latent: tuple[int, int]
+) -> tuple[Spatial, ...]:
+    """S of each gated layer from the target row's hidden states [N, C] at one step of the edit; latent: its shape."""
+    shape = {site.name: _map_shape(site, latent) for site in model.unet.sites}
     return tuple(
-        Spatial(name, step, replace(gates[name], scale=1.0).weights(found).cpu().view(side[name], side[name]))
+        Spatial(name, step, replace(gates[name], scale=1.0).weights(found).cpu().view(shape[name]))
         for name, found in hidden.items()
     )
+
+
+def _map_shape(site: Site, latent: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a layer's map, for latents of this shape."""
+    return latent[0] // site.stride, latent[1] // site.stride

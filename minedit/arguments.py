@@ -78,7 +78,7 @@ def lora(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-STEPS, SEED = number(int, 1, TRAIN_STEPS), number(int, 0, LARGEST_SEED)
+STEPS, SEED, SIDE = number(int, 1, TRAIN_STEPS), number(int, 0, LARGEST_SEED), number(int, 1, 2**14)
 FRACTION, POSITIVE = number(float, 0, 1), number(float, 0, math.inf)
 # Settings of the methods: how to read one (None: a switch), what it is. Their defaults stand in the dataclasses.
 SETTINGS: dict[type, dict[str, tuple[Callable | None, str]]] = {
@@ -182,6 +182,8 @@ def _run_options(parser: Parser) -> None:
     group.add_argument("--steps", metavar="N", type=STEPS, default=50, help=f"DDIM steps, 1 to {TRAIN_STEPS}")
     group.add_argument("--guidance", metavar="X", type=POSITIVE, default=7.5, help="classifier-free guidance scale")
     group.add_argument("--eta", metavar="X", type=FRACTION, default=0.0, help="0 deterministic to 1 ancestral sampling")
+    for side in ("height", "width"):
+        group.add_argument(f"--{side}", metavar="N", type=SIDE, help="of the picture, in pixels; else as trained")
     group.add_argument("--from", metavar="PNG", dest="again", help="a picture whose stored settings are the defaults")
     group.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="where the files go")
     text = "TAESD's weights: preview.png shows, every 5 steps, what the picture becomes (Stable Diffusion v1 only)"

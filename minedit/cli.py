@@ -69,7 +69,7 @@ def _generate(args: argparse.Namespace) -> None:
         _check_prompts(sd, {prompt: "" for prompt in args.prompts})
         for number, (prompt, seed) in enumerate(pairs, 1):
             began = time.perf_counter()
-            run = {"seed": seed, "steps": args.steps, "guidance": args.guidance, "eta": args.eta}
+            run = _run(args, seed)
             print(f"\n{prompt!r}\n  seed {seed}, {args.steps} steps, guidance {args.guidance}")
             with _progress() as progress:
                 out = generate(sd, prompt, progress=progress, on_step=preview, **run)
@@ -92,7 +92,7 @@ def _edit(args: argparse.Namespace) -> None:
         preview = _preview(args, sd)
         _check_prompts(sd, {text: pair.where for pair in pairs for text in (pair.source, pair.target)})
         for pair, seed in runs:
-            run = {"seed": seed, "steps": args.steps, "guidance": args.guidance, "eta": args.eta}
+            run = _run(args, seed)
             print(f"\n{pair.source!r} -> {pair.target!r}")
             print(f"  {args.method}, seed {seed}, {args.steps} steps, guidance {args.guidance}")
             with _progress() as progress:
@@ -108,6 +108,11 @@ def _edit(args: argparse.Namespace) -> None:
             found = {"words": [asdict(word) for word in res.words], "notes": list(res.notes), **pair.more}
             name = (f"{pair.number:02d}-" if len(pairs) > 1 else "") + f"seed{seed}-" if len(runs) > 1 else ""
             _write(args.out, name, pictures, settings, found, res.seconds)
+
+
+def _run(args: argparse.Namespace, seed: int) -> dict:
+    """Arguments of generate and edit."""
+    return {"seed": seed} | {name: getattr(args, name) for name in ("steps", "guidance", "eta", "height", "width")}
 
 
 # --- what goes in ----------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ def generate(
     steps: int = 50,
     guidance: float = 7.5,
     eta: float = 0.0,
+    height: int | None = None,
+    width: int | None = None,
     progress: Progress | None = None,
     on_step: OnStep | None = None,
 ) -> Generated:
@@ -63,6 +65,7 @@ def generate(
         steps: DDIM steps, 1 ... 1000.
         guidance: classifier-free guidance scale, 0 or more.
         eta: 0 deterministic ... 1 ancestral sampling.
+        height, width: of the pictures, in pixels; None: as trained. Multiples of 64 for Stable Diffusion.
         progress: called after every step.
         on_step: called with every `Step` of the pictures: for previews, or to stop by raising.
 
@@ -75,7 +78,7 @@ def generate(
         prompts = prompts * len(seeds)
     if not prompts or len(seeds) != len(prompts):
         raise MineditError(f"{len(prompts)} prompts and {len(seeds)} seeds; expected one seed for all, or one each")
-    run = Run(steps, guidance, eta)
+    run = Run(steps, guidance, eta, height, width)
     for prompt, each in zip(prompts, seeds, strict=True):
         _prompt(sd, prompt)
         _check_seed(each)
@@ -98,6 +101,8 @@ def edit(
     steps: int = 50,
     guidance: float = 7.5,
     eta: float = 0.0,
+    height: int | None = None,
+    width: int | None = None,
     settings: AdapEditConfig | P2PConfig | None = None,
     progress: Progress | None = None,
     on_step: OnStep | None = None,
@@ -107,7 +112,8 @@ def edit(
 
     Args:
         method: "adapedit", "p2p" or "fixed-seed".
-        seed, steps, guidance, eta, progress, on_step: as in `generate`; a Step's rows are the source and the target.
+        seed, steps, guidance, eta, height, width, progress, on_step: as in `generate`; a Step's rows are the source and
+            the target.
         settings: the method's; None for its defaults.
         overrides: single fields of `settings` by name: `tau=0.5`, `lambda_s=0.9`, `dps=False`, `reweight={"red": 2}`.
 
@@ -118,7 +124,7 @@ def edit(
             model in too narrow a dtype.
     """
     began = time.perf_counter()
-    run, chosen = Run(steps, guidance, eta), method_settings(method, settings, overrides)
+    run, chosen = Run(steps, guidance, eta, height, width), method_settings(method, settings, overrides)
     _check_seed(seed)
     pair = _prompt(sd, source), _prompt(sd, target)
     identical = align(*pair).identical and not (isinstance(chosen, P2PConfig) and chosen.reweight)
@@ -132,13 +138,14 @@ def edit(
     looks = (steps // 4, steps // 2, steps - 1)
     for step in run(sd, prompts, [seed] * len(prompts), tick, plan.rules, frozenset(plan.gates), looks):
         hidden = {name: seen.hidden[TARGET] for name, seen in step.seen.items()}
-        spatial += adapedit.spatial(sd, plan.gates, step.index, hidden)
+        spatial += adapedit.spatial(sd, plan.gates, step.index, hidden, step.latents.shape[-2:])
         latents = step.latents
         if on_step:
             on_step(step)
     latents = latents.cpu() / sd.config.latent_scale
     images, decoding = pictures(sd, latents)
     same = ("the prompts are the same words: the edit is the source",) if identical else ()
+    sizes = {name: getattr(run, name) or sd.config.image_size for name in ("height", "width")}
     return EditResult(
         source=images[0],
         edited=images[-1].copy(),
@@ -156,6 +163,7 @@ def edit(
             "method": method,
             "seed": seed,
             **asdict(run),
+            **sizes,
             **(asdict(chosen) if chosen else {}),
         },
         seconds=time.perf_counter() - began,
@@ -178,11 +186,12 @@ def measure(
     looks = range(run.steps - 1 if settings.statistics == "last" else 0, run.steps)
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     for step in run(sd, [prompt.text], [seed], tick, names=adapedit.watched(sd, settings), looks=looks):
+        latent = step.latents.shape[-2:]
         for name, seen in step.seen.items():
             columns, hidden = seen.columns[1].float(), seen.hidden[1].float()  # row 1: conditional; [N, T], [N, C]
             sums[name] = (sums[name][0] + columns, sums[name][1] + hidden) if name in sums else (columns, hidden)
     means = {name: (columns.cpu() / len(looks), hidden.cpu() / len(looks)) for name, (columns, hidden) in sums.items()}
-    return adapedit.statistics(sd, prompt, key_words, means, settings)
+    return adapedit.statistics(sd, prompt, key_words, means, settings, latent)
 
 
 def method_settings(

@@ -82,7 +82,7 @@ def check_number(name: str, value: object, most: float = math.inf) -> None:
 
 
 def map_side(site: Site, config: Config) -> int:
-    """Side of a layer's attention map, in pixels of that map."""
+    """Side of a layer's attention map at the size the model was trained for, in pixels of that map."""
     return config.latent_size // site.stride
 
 
@@ -91,7 +91,10 @@ def cross_sites(sites: Sequence[Site]) -> tuple[str, ...]:
 
 
 def injected_sites(sites: Sequence[Site], config: Config) -> tuple[str, ...]:
-    """The self-attention layers whose map is at most `config.self_size` a side: coarse layout, not texture."""
+    """The self-attention layers whose map is at most `config.self_size` a side: coarse layout, not texture.
+
+    Sides are those at the trained size: a wider picture has wider maps, of the same layers.
+    """
     return tuple(site.name for site in sites if site.kind == "self" and map_side(site, config) <= config.self_size)
 
 

@@ -49,10 +49,10 @@ def context(model: Model, prompts: Sequence[str]) -> Tensor:
     return rows
 
 
-def start(model: Model, seeds: Sequence[int]) -> Tensor:
-    """Starting noise [B, 4, h, w] of the seeds, on the model's device."""
-    side = model.config.latent_size
-    return torch.cat([ddim.noise(seed, side, side) for seed in seeds]).to(model.device)
+def start(model: Model, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
+    """Starting noise [B, 4, h, w] of the seeds, on the model's device; height, width: pixels, None as trained."""
+    h, w = ((side or model.config.image_size) // model.config.vae.factor for side in (height, width))
+    return torch.cat([ddim.noise(seed, h, w) for seed in seeds]).to(model.device)
 
 
 @torch.inference_mode()
@@ -158,6 +158,8 @@ class Run:
     steps: int = 50  # 1 ... 1000
     guidance: float = 7.5  # 0 or more
     eta: float = 0.0  # 0 ... 1
+    height: int | None = None  # of the picture, pixels; None: as trained
+    width: int | None = None
 
     def __post_init__(self) -> None:
         ddim.timesteps(self.steps)
@@ -177,9 +179,14 @@ class Run:
     ) -> Iterator[Step]:
         """Sample the prompts from the noise of their seeds, without gradients, and call `tick` after each step.
 
-        rules: as in `sample`. The layers `names` are observed at the steps `looks`.
+        rules: as in `sample`. The layers `names` are observed at the steps `looks`. Raises MineditError where height or
+        width cannot be halved as often as the model does.
         """
-        latents, rows = start(sd, seeds), context(sd, prompts)
+        multiple = sd.config.vae.factor * 2 ** (len(sd.config.unet.channels) - 1)
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side is not None and (type(side) is not int or side < 1 or side % multiple):
+                raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
+        latents, rows = start(sd, seeds, self.height, self.width), context(sd, prompts)
         watch = dict.fromkeys(looks, names)
         for step in sample(
             sd, latents, rows, self.steps, self.guidance, rules, lambda s: watch.get(s, frozenset()), self.eta, seeds

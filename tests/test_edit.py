@@ -270,3 +270,22 @@ def test_mistakes_are_one_line_errors_before_any_step(sd, wrong):
 def test_generates_mistakes_likewise(sd, wrong):
     with pytest.raises(MineditError):
         minedit.generate(sd, **({"prompts": [BOY, DOG]} | wrong))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pictures_of_other_shapes(sd, method):
+    """The small model's latents are 1/8 of the picture, and its UNet halves them once."""
+    res = minedit.edit(sd, BOY, SITTING, method, seed=1, height=80, width=112, **SHORT)
+    assert res.source.size == res.edited.size == (112, 80) and res.edited_latent.shape == (1, 4, 10, 14)
+    assert (res.settings["height"], res.settings["width"]) == (80, 112)
+    alone = minedit.generate(sd, BOY, seed=1, height=80, width=112, **SHORT)
+    assert relative(res.source_latent, alone.latents) < 1e-4
+    if method == "adapedit":
+        assert res.statistics.maps.shape == (6, 10, 14)
+        assert {tuple(seen.map.shape) for seen in res.statistics.spatial} == {(10, 14), (5, 7)}
+
+
+@pytest.mark.parametrize("side", [0, -16, 24, 64.0, True])
+def test_a_side_that_cannot_be_halved_is_an_error(sd, side):
+    with pytest.raises(MineditError, match="height is .*, expected a multiple of 16 pixels for small"):
+        minedit.generate(sd, BOY, height=side, **SHORT)
