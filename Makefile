@@ -34,7 +34,7 @@ parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an e
 bench: $(VENV)/installed ## time an edit by each method; a row each goes to benchmarks/edit.csv
 	$(BIN)/python benchmarks/edit.py $(ARGS)
 
-bench-load: $(VENV)-parity/installed ## time and memory of loading full-size files, diffusers beside; 15 GB in a temporary folder
+bench-load: $(VENV)-parity/installed ## time and memory of loading full-size files, diffusers beside; makes 15 GB of files for it
 	$(VENV)-parity/bin/python benchmarks/load.py $(ARGS)
 
 notebooks: $(VENV)/notebooks ## execute the notebooks; pages go to out/notebooks/

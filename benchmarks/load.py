@@ -2,11 +2,12 @@
 
     python benchmarks/load.py [--model sd14] [--dtype float32 float16] [--repeats 3]
 
-Makes files with random weights in a temporary folder (sd14: 15 GB with diffusers' folder; --folder says where), loads
-each and prints a table; rows go to benchmarks/load.csv. Where diffusers can be imported, its folder and from_pretrained
-are measured too. The files have just been written, so they are read from the page cache. "peak" is all that was
-resident at once, libraries included (VmHWM), over the model's bytes; "anon" what is resident of it in the end and no
-page of a file (RssAnon).
+Makes files with random weights in a temporary folder (sd14: 15 GB with diffusers' folder), or in --folder, where they
+stay for another time; loads each and prints a table; rows go to benchmarks/load.csv. Where diffusers can be imported,
+its folder and from_pretrained are measured too; both readers load CLIP's tokenizer. The files have just been read or
+written, so most of them are in the page cache. "peak" is all that was resident at once (VmHWM) above what the libraries
+take, over the model's bytes; "anon" what is resident in the end and no page of a file (RssAnon), likewise. A model that
+stays in its file has none of its weights in memory yet: they come in at their first use.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def main() -> None:
     parser.add_argument("--model", choices=[*MODELS], default="sd14")
     parser.add_argument("--dtype", choices=[*checkpoint.DTYPES], nargs="+", default=["float32", "float16"])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--folder", type=Path, help="where the files are made, and stay")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -59,12 +61,13 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in told.items()))
     print(f"{'file':21}{'GB':>6}  {'reader':10}{'dtype':9}{'s':>7}{'peak':>7}{'anon':>7}{'libraries, GB':>15}")
     rows = []
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        child(args.model, "make", folder)
-        readers = ["minedit"]
-        if importlib.util.find_spec("diffusers"):
-            child(args.model, "make_diffusers", folder)
-            readers.append("diffusers")
+    readers = ["minedit"] + ["diffusers"] * bool(importlib.util.find_spec("diffusers"))
+    with tempfile.TemporaryDirectory() if args.folder is None else nullcontext(args.folder) as folder:
+        Path(folder).mkdir(exist_ok=True)
+        if not Path(folder, "model.ckpt").exists():
+            child(args.model, "make", str(folder))
+        if "diffusers" in readers and not Path(folder, FOLDER).exists():
+            child(args.model, "make_diffusers", str(folder))
         for file in sorted(Path(folder).iterdir()):
             for reader in readers if file.name == FOLDER else readers[:1]:
                 for dtype in args.dtype:
@@ -84,13 +87,14 @@ def row(file: Path, reader: str, dtype: str, found: list[dict]) -> dict:
     size, model = sum(path.stat().st_size for path in parts), found[0]["model"]
     peak, anon, libraries = (max(run[key] for run in found) for key in ("peak", "anon", "libraries"))
     seconds = statistics.median(run["seconds"] for run in found)
+    above = {"peak": (peak - libraries) / model, "anon": (anon - found[0]["libraries_anon"]) / model}
     print(
-        f"{file.name:21}{size / 1e9:6.2f}  {reader:10}{dtype:9}{seconds:7.2f}{peak / model:7.2f}{anon / model:7.2f}"
+        f"{file.name:21}{size / 1e9:6.2f}  {reader:10}{dtype:9}{seconds:7.2f}{above['peak']:7.2f}{above['anon']:7.2f}"
         f"{libraries / 1e9:15.2f}",
         flush=True,
     )
     numbers = {"model_bytes": model, "peak_bytes": peak, "anon_bytes": anon, "libraries_bytes": libraries}
-    ratios = {"peak": f"{peak / model:.3f}", "anon": f"{anon / model:.3f}"}
+    ratios = {name: f"{value:.3f}" for name, value in above.items()}
     return (
         {"file": file.name, "bytes": size, "reader": reader, "dtype": dtype, "seconds": f"{seconds:.3f}"}
         | numbers
@@ -150,17 +154,19 @@ def measure(config: Config, file: str, reader: str, dtype: str) -> None:
     kind = checkpoint.DTYPES[dtype]
     if reader == "diffusers":
         from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextModel
+        from transformers import CLIPTextModel, CLIPTokenizer
 
         classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    libraries, began = memory("VmRSS"), time.perf_counter()
+    before = {"libraries": memory("VmRSS"), "libraries_anon": memory("RssAnon")}
+    began = time.perf_counter()
     if reader == "diffusers":
+        CLIPTokenizer.from_pretrained(checkpoint.weights_folder() / "tokenizer")
         modules = [each.from_pretrained(Path(file, part), torch_dtype=kind) for part, each in classes.items()]
     else:
         model = checkpoint.load(file, dtype=dtype)
         modules = [model.unet, model.vae, model.text]
     seconds = time.perf_counter() - began
-    found = {"seconds": seconds, "libraries": libraries, "peak": memory("VmHWM"), "anon": memory("RssAnon")}
+    found = before | {"seconds": seconds, "peak": memory("VmHWM"), "anon": memory("RssAnon")}
     print(json.dumps(found | {"model": sum(p.nbytes for module in modules for p in module.parameters())}))
 
 
