@@ -12,7 +12,7 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint parity bench bench-load notebooks gallery clean distclean
+.PHONY: help edit test lint kernels parity bench bench-load notebooks gallery clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ lint: $(VENV)/installed ## ruff, its formatter, the import direction, the notebo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_notebooks.py
+
+kernels: $(VENV)/installed ## compile the fused kernel for GPUs, here or not: registers, shared memory, spills
+	$(BIN)/python tests/compile_kernels.py $(ARGS)
 
 parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
 	COMPVIS="$(COMPVIS)" $(VENV)-parity/bin/python -m pytest -q -s tests/parity $(ARGS)
