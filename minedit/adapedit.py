@@ -5,8 +5,8 @@ runs it). `statistics` is its arithmetic, `plan` turns the result into rules. N 
 
 Where we read the paper: a word follows the source while s < tau * steps (s counts up from pure noise) and is blended
 afterwards; key words are never pinned. Where we add to it, as settings: centring, averages over all steps, a shorter
-statistics pass. With removals only there are no key words in the target: the source prompt is measured instead, its
-removed words are the keys, and a target word takes the tau of the source word it is aligned with.
+statistics pass or none (onepass.py). With removals only there are no key words in the target: the source prompt is
+measured instead, its removed words are the keys, and a target word takes the tau of the source word it is aligned with.
 """
 
 import math
@@ -24,6 +24,7 @@ from minedit.ddim import TRAIN_STEPS
 from minedit.plan import Plan, WordPlan, check_number, cross_sites, first_steps, injected_sites, map_side, per_token
 from minedit.tokens import Prompt, align, column_map
 
+ONE_PASS = "one-pass"
 COMMON_TAU = 0.8  # of fwt=False: Prompt-to-Prompt's default cross_steps
 
 
@@ -35,7 +36,8 @@ class AdapEditConfig:
     lambda_sv: float = 1.0  # lambda_S[V], eq. 9, at least 0: slope of the pixel gate; figure 7 has 0.8 ... 1
     lambda_s: float = 0.95  # lambda_S, eq. 8, 0 ... 1: the most a pixel follows the target; figure 7 has 0.9 ... 0.98
     alpha_m: float = 0.03  # map entries below are masked; for 77 tokens, and scaled to alpha_m * 77 / T for T of them
-    fwt: bool = True  # False: one tau for every token and for self-attention, COMMON_TAU
+    fwt: bool | str = True  # False: one tau for every token and for self-attention, COMMON_TAU; "one-pass": no pass of
+    # its own, tau and the gate's keys come from averages over the edit's steps so far
     dps: bool = True  # False: released words follow the target alone
     mask: bool = True  # False: the gate's keys are taken from unmasked maps
     tau: float | None = None  # 0 ... 1: that one tau, in place of FWT
@@ -60,6 +62,8 @@ class AdapEditConfig:
         if self.fwt_steps is not None and self.fwt_steps not in range(1, TRAIN_STEPS + 1):
             raise MineditError(f"fwt_steps is {self.fwt_steps!r}, expected an integer from 1 to {TRAIN_STEPS}, or None")
         for name in ("fwt", "dps", "mask", "centre"):
+            if (name, getattr(self, name)) == ("fwt", ONE_PASS):
+                continue
             if not isinstance(getattr(self, name), bool):
                 raise MineditError(f"{name} is {getattr(self, name)!r}, expected True or False")
 
@@ -70,8 +74,13 @@ class AdapEditConfig:
 
     @property
     def measures(self) -> bool:
-        """Whether a statistics pass is needed."""
+        """Whether word statistics are needed."""
         return self.dps or self.common_tau is None
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether they are taken in the edit itself."""
+        return self.measures and self.fwt == ONE_PASS
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class Spatial:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the statistics pass found, for the W words of the prompt it sampled. Tensors are on the CPU, float32."""
+    """What was found for the W words of the measured prompt. Tensors are on the CPU, float32."""
 
     prompt: str  # the target, or the source when words are only removed
     words: tuple[str, ...]
@@ -210,12 +219,18 @@ def statistics(
 def plan(
     model: Model, source: Prompt, target: Prompt, steps: int, settings: AdapEditConfig, found: Statistics | None
 ) -> Plan:
-    """The plan of one prompt pair; `found` is what `measure` returned, None where `settings.measures` is False."""
+    """The plan of one prompt pair; `found` is what `measure` returned.
+
+    None: `settings.measures` is False, or nothing is known yet; then every word with a source follows it.
+    """
     alignment = align(source, target)
     columns, has_source = column_map(source, target, alignment)
     measured, _, index = subject(source, target)
     common = settings.common_tau
-    tau = [found.tau[i] for i in index] if common is None else [common] * len(index)
+    if common is not None or found is None:
+        tau = [1.0 if common is None else common] * len(index)
+    else:
+        tau = [found.tau[i] for i in index]
     tau = [0.0 if pair.kind == "inserted" else t for pair, t in zip(alignment.pairs, tau, strict=True)]
     share = sum(t < settings.rest_tau for t in tau) / len(tau)
     rest = max(0.0, settings.rest - share) if common is None else common

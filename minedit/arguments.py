@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from minedit import __version__, image
-from minedit.adapedit import AdapEditConfig
+from minedit.adapedit import ONE_PASS, AdapEditConfig
 from minedit.config import MineditError
 from minedit.ddim import TRAIN_STEPS
 from minedit.edit import METHODS
@@ -87,7 +87,7 @@ SETTINGS: dict[type, dict[str, tuple[Callable | None, str]]] = {
         "lambda_s": (FRACTION, "λ_S, 0 to 1: the most that a pixel may follow the target"),
         "lambda_sv": (POSITIVE, "λ_S[V], 0 or more: slope of the pixels' gate"),
         "alpha_m": (FRACTION, "α_m, 0 to 1: attention below is masked; as for 77 tokens"),
-        "fwt": (None, "a τ for each word; without, one for all"),
+        "fwt": (None, "a τ for each word; one-pass: found during the edit; without, one for all"),
         "dps": (None, "a weight for each pixel; without, words that were let go follow the target"),
         "mask": (None, "mask the word maps that the pixels' gate is made from"),
         "tau": (FRACTION, "one τ for every word, as a fraction of the steps, instead of FWT"),
@@ -158,6 +158,11 @@ def _parser(defaults: dict) -> Parser:
             read, text = SETTINGS[kind][field.name]
             how = {"action": argparse.BooleanOptionalAction} if read is None else {"type": read, "metavar": "X"}
             how |= {"nargs": "+"} if read is factor else {}
+            if field.name == "fwt":  # a switch with one more position
+                group.add_argument(
+                    "--no-fwt", dest="fwt", action="store_false", default=argparse.SUPPRESS, help="without"
+                )
+                how = {"nargs": "?", "const": True, "choices": [ONE_PASS], "type": str}
             text += f" (default: {field.default})" if field.default != () else ""
             group.add_argument(f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **how)
 

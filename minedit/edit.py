@@ -15,6 +15,7 @@ from minedit import adapedit, lora, p2p
 from minedit.adapedit import AdapEditConfig, Statistics
 from minedit.checkpoint import Model
 from minedit.config import MineditError
+from minedit.onepass import Running
 from minedit.p2p import P2PConfig
 from minedit.plan import TARGET, Plan, WordPlan
 from minedit.sample import Run, Step, pictures
@@ -129,17 +130,23 @@ def edit(
     pair = _prompt(sd, source), _prompt(sd, target)
     identical = align(*pair).identical and not (isinstance(chosen, P2PConfig) and chosen.reweight)
     measuring = isinstance(chosen, AdapEditConfig) and chosen.measures and not identical
-    tick = _ticker(progress, steps + ((chosen.fwt_steps or steps) if measuring else 0))
-    found, spatial = None, []
-    if measuring:
-        found = measure(sd, *pair, seed, run, chosen, tick)
-    plan = _plan(sd, *pair, steps, None if identical else chosen, found)
+    running = Running(sd, *pair, steps, chosen) if measuring and chosen.one_pass else None
+    first = measuring and not running  # a pass of statistics
+    tick = _ticker(progress, steps + ((chosen.fwt_steps or steps) if first else 0))
+    found = measure(sd, *pair, seed, run, chosen, tick) if first else None
+    plan = running.plan if running else _plan(sd, *pair, steps, None if identical else chosen, found)
     prompts = [source] if identical else [source, target]
-    looks = (steps // 4, steps // 2, steps - 1)
-    for step in run(sd, prompts, [seed] * len(prompts), tick, plan.rules, frozenset(plan.gates), looks):
-        hidden = {name: seen.hidden[TARGET] for name, seen in step.seen.items()}
-        spatial += adapedit.spatial(sd, plan.gates, step.index, hidden, step.latents.shape[-2:])
-        latents = step.latents
+    looks, names, spatial = (steps // 4, steps // 2, steps - 1), frozenset(plan.gates), []
+    watched = (range(steps), adapedit.watched(sd, chosen)) if running else (looks, names)
+    rules = running.rules if running else plan.rules
+    for step in run(sd, prompts, [seed] * len(prompts), tick, rules, watched[1], watched[0]):
+        latents, latent = step.latents, step.latents.shape[-2:]
+        if step.index in looks:
+            hidden = {name: step.seen[name].hidden[TARGET] for name in plan.gates}
+            spatial += adapedit.spatial(sd, plan.gates, step.index, hidden, latent)
+        if running:
+            running.add(step.index, step.seen, latent)
+            plan, found = running.plan, running.found
         if on_step:
             on_step(step)
     latents = latents.cpu() / sd.config.latent_scale

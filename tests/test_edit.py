@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_model import small_model
+from seeded import normal
+from small_model import TOKENS, small_model
 
 import minedit
-from minedit import ddim
+from minedit import adapedit, ddim
 from minedit.adapedit import AdapEditConfig
+from minedit.attention import Seen
 from minedit.config import MineditError
+from minedit.onepass import Running
 from minedit.p2p import P2PConfig
 from minedit.sample import context, sample, start
 
@@ -289,3 +292,51 @@ def test_pictures_of_other_shapes(sd, method):
 def test_a_side_that_cannot_be_halved_is_an_error(sd, side):
     with pytest.raises(MineditError, match="height is .*, expected a multiple of 16 pixels for small"):
         minedit.generate(sd, BOY, height=side, **SHORT)
+
+
+def test_one_pass_is_one_pass(sd):
+    done = []
+    one = minedit.edit(sd, BOY, SITTING, fwt="one-pass", progress=lambda *at: done.append(at), **SHORT)
+    assert done == [(step, 4) for step in range(1, 5)]
+    two = minedit.edit(sd, BOY, SITTING, **SHORT)
+    assert one.statistics.words == two.statistics.words and one.statistics.prompt == SITTING
+    assert len(one.statistics.spatial) == len(two.statistics.spatial)
+    assert one.settings["fwt"] == "one-pass"
+    assert minedit.edit(sd, BOY, SITTING, fwt="one-pass", tau=0.5, dps=False, **SHORT).statistics is None
+
+
+def test_one_pass_learns_tau_along_the_way(sd):
+    """Its last averages are those of "mean" statistics over an edited run: near the two-pass tau, and not equal."""
+    one = minedit.edit(sd, BOY, SITTING, fwt="one-pass", steps=6, guidance=1.0)
+    two = minedit.edit(sd, BOY, SITTING, statistics="mean", steps=6, guidance=1.0)
+    assert [word.kind for word in one.words] == [word.kind for word in two.words]
+    taus = [[word.tau for word in res.words] for res in (one, two)]
+    assert taus[0] != taus[1] and max(abs(a - b) for a, b in zip(*taus, strict=True)) < 0.2
+    assert torch.equal(one.source_latent, two.source_latent)
+
+
+def test_one_pass_averages_are_means_of_what_was_seen(sd):
+    source, target = (sd.tokenizer.encode(text) for text in (BOY, SITTING))
+    settings = AdapEditConfig(fwt="one-pass", statistics="mean")
+    running = Running(sd, source, target, 3, settings)
+    assert running.plan.pinned == (2, 3, 0, 3, 3, 3, 3, *(2,) * 9)  # all with a source; the ends by "sitting" alone
+    sites = [site for site in sd.unet.sites if site.kind == "cross"]
+    seen = [{s.name: random_seen(s, step) for s in sites} for step in range(3)]
+    for step in range(3):
+        running.add(step, seen[step], (8, 8))
+    means = {
+        s.name: tuple(
+            torch.stack([getattr(at[s.name], part)[3] for at in seen]).mean(0) for part in ("columns", "hidden")
+        )
+        for s in sites
+    }
+    expected = adapedit.statistics(sd, target, (1,), means, settings, (8, 8))
+    assert running.found.tau == pytest.approx(expected.tau, abs=1e-6)
+    assert torch.allclose(running.found.maps, expected.maps)
+    assert running.plan.pinned == adapedit.plan(sd, source, target, 3, settings, expected).pinned
+
+
+def random_seen(site, step):
+    n, tokens = (8 // site.stride) ** 2, TOKENS
+    columns = normal(f"{site.name} columns {step}", 4, n, tokens).softmax(-1)
+    return Seen(normal(f"{site.name} hidden {step}", 4, n, site.channels), columns)
