@@ -12,7 +12,7 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint kernels parity bench bench-load notebooks gallery clean distclean
+.PHONY: help edit test lint kernels parity bench bench-cuda bench-load notebooks gallery clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -34,8 +34,12 @@ kernels: $(VENV)/installed ## compile the fused kernel for GPUs, here or not: re
 parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
 	COMPVIS="$(COMPVIS)" $(VENV)-parity/bin/python -m pytest -q -s tests/parity $(ARGS)
 
-bench: $(VENV)/installed ## time an edit by each method; a row each goes to benchmarks/edit.csv
-	$(BIN)/python benchmarks/edit.py $(ARGS)
+bench: $(VENV)/installed $(VENV)-parity/installed ## time edits, and a full-size UNet beside diffusers'; rows go to benchmarks/*.csv
+	$(BIN)/python benchmarks/edit.py
+	$(VENV)-parity/bin/python benchmarks/unet.py $(ARGS)
+
+bench-cuda: $(VENV)/installed ## the same on a CUDA GPU, kernels and pictures; says so where there is none
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-load: $(VENV)-parity/installed ## time and memory of loading full-size files, diffusers beside; makes 15 GB of files for it
 	$(VENV)-parity/bin/python benchmarks/load.py $(ARGS)

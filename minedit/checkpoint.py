@@ -19,6 +19,7 @@ from torch import nn
 from minedit import image
 from minedit.attention import backend
 from minedit.config import IP2P, SD14, Config, MineditError
+from minedit.fast import fast as lay_out
 from minedit.formats import read
 from minedit.layouts import LAYOUTS, Tensors, Weights, first, recognise
 from minedit.lora import merge
@@ -63,13 +64,16 @@ def load(
     dtype: str = "float32",
     attention: str = "auto",
     lora: Sequence[tuple[str | os.PathLike, float]] = (),
+    fast: bool = False,
 ) -> Model:
     """The embedded model, or that of a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
 
     dtype: float32, float16 or bfloat16. attention: see `attention.backend`. lora: files and scales, merged in this
-    order (`lora.merge`). Raises MineditError, in one line, for what is missing, damaged, of another model, or cannot be
-    used on this machine. At its peak it takes the memory of the model in `dtype` and little more: tensors are read one
-    by one.
+    order (`lora.merge`). fast: laid out for speed (`fast.fast`). Raises MineditError, in one line, for what is missing,
+    damaged, of another model, or cannot be used on this machine.
+
+    On a CPU weights stay in a file of the same dtype, whose pages come into memory at their first use; otherwise the
+    peak is the model in `dtype` and little more. Do not write into that file; replacing or deleting it is safe.
     """
     kind, place = _dtype(dtype), torch_device(device)
     attend = backend(attention, place)
@@ -82,7 +86,7 @@ def load(
     model = Model(unet, vae, text, tokenizer(found.config), found.config, attend, attention, place, kind)
     for file, scale in lora:
         model = merge(model, file, scale)
-    return model
+    return lay_out(model) if fast else model
 
 
 def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> None:

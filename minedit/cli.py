@@ -171,11 +171,13 @@ def _check_prompts(sd: Model, prompts: dict[str, str]) -> None:
 
 def _load(args: argparse.Namespace) -> Model:
     began = time.perf_counter()
-    sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora)
+    sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast)
     chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
     where = "embedded" if args.model is None else args.model
     print(f"model {sd.config.name} ({where}), loaded in {time.perf_counter() - began:.1f} s")
-    print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}")
+    print(
+        f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{', laid out for speed' * sd.fast}"
+    )
     for file, scale in sd.lora:
         print(f"  with the LoRA {file}, scale {scale:g}")
     return sd
@@ -235,7 +237,13 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 def _model_settings(args: argparse.Namespace, sd: Model) -> dict:
     """Which model made a picture, in the words of the command line."""
-    model = {"model": args.model, "device": args.device, "dtype": args.dtype, "attention": args.attention}
+    model = {
+        "model": args.model,
+        "device": args.device,
+        "dtype": args.dtype,
+        "attention": args.attention,
+        "fast": args.fast,
+    }
     return {**model, **lora.settings(sd), "model_name": sd.config.name, "minedit": __version__}
 
 

@@ -35,10 +35,12 @@ def merge(model: Model, path: str | os.PathLike, scale: float = 1.0) -> Model:
 
     They share every weight that the LoRA does not change. Several LoRAs are merged one after the other; in float16 or
     bfloat16 each rounds the weights once. scale: any finite number; 0 changes nothing. Raises MineditError for a file
-    that is no LoRA, is of another kind or another model, or overflows the model's dtype.
+    that is no LoRA, is of another kind or another model, or overflows the model's dtype, and for a fast model.
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise MineditError(f"scale of {path} is {scale!r}, expected a finite number; 1 is the LoRA as it was trained")
+    if model.fast:
+        raise MineditError(f"{model.config.name} is laid out for speed; merge {path} first, or load both at once")
     file = Path(path).expanduser()
     changes = _changes(file, *read_file(file, EXPECTED), model.config.unet)
     parts = {"unet": model.unet, "text": model.text}

@@ -28,3 +28,4 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     lora: tuple[tuple[str, float], ...] = ()  # the files merged into it, each with its scale; see lora.py
+    fast: bool = False  # laid out for speed; see fast.py

@@ -44,9 +44,14 @@ class CrossAttention(nn.Module):
         self.to_k = nn.Linear(context_dim, c, bias=False)
         self.to_v = nn.Linear(context_dim, c, bias=False)
         self.to_out = nn.Sequential(nn.Linear(c, c), nn.Identity())
+        self.register_buffer("to_qkv", None, persistent=False)  # [3C,C] self-attention's weights in one; see fast.py
 
     def forward(self, x: Tensor, context: Tensor, attn: Attn) -> Tensor:
-        q, k, v = self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context))
+        if self.to_qkv is None:
+            projected = self.to_q(x), self.to_k(context), self.to_v(context)
+        else:
+            projected = F.linear(x, self.to_qkv).chunk(3, dim=-1)
+        q, k, v = map(self._heads, projected)
         rule = attn.rules.get(self.site.name)
         if rule is not None:
             rule = rule.resolve(x)

@@ -1,0 +1,76 @@
+"""The fast layout, and compilation. Oracle: the plain model."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from seeded import normal, relative
+from small_model import TOKENS, small_model
+
+import minedit
+from minedit import adapedit
+from minedit.adapedit import AdapEditConfig
+from minedit.attention import Attn
+from minedit.config import MineditError
+from minedit.edit import measure
+from minedit.fast import fast
+from minedit.lora import merge
+from minedit.sample import Run
+
+BOY, SITTING = "a boy in the park", "a sitting boy in the park"
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def quick(sd):
+    return fast(replace(sd, unet=copy.deepcopy(sd.unet), vae=copy.deepcopy(sd.vae)))
+
+
+def test_an_edit_is_the_same_but_for_rounding(sd, quick):
+    ours, plain = (minedit.edit(model, BOY, SITTING, seed=1, steps=4, guidance=3.0) for model in (quick, sd))
+    assert relative(ours.source_latent, plain.source_latent) < 1e-4
+    assert relative(ours.edited_latent, plain.edited_latent) < 1e-4
+
+
+def test_names_and_weights_stay(sd, quick, tmp_path):
+    for part in ("unet", "vae"):
+        ours, plain = getattr(quick, part).state_dict(), getattr(sd, part).state_dict()
+        assert ours.keys() == plain.keys() and all(torch.equal(ours[name], x) for name, x in plain.items())
+
+
+def test_self_attention_multiplies_once(sd, quick):
+    layers = {m.site.name: m for m in quick.unet.modules() if hasattr(m, "site")}
+    for name, layer in layers.items():
+        assert (layer.to_qkv is not None) == (layer.site.kind == "self"), name
+        if layer.to_qkv is not None:  # one memory by two names
+            assert layer.to_k.weight.data_ptr() == layer.to_qkv[layer.site.channels :].data_ptr()
+
+
+def test_a_lora_comes_first(quick, tmp_path):
+    with pytest.raises(MineditError, match="laid out for speed; merge .* first"):
+        merge(quick, tmp_path / "lora.safetensors")
+
+
+def test_the_edited_step_compiles_without_a_break(quick):
+    """fullgraph=True raises at a break."""
+    model, settings = quick, AdapEditConfig(lambda_tau=1.5)
+    source, target = (model.tokenizer.encode(text) for text in (BOY, SITTING))
+    found = measure(model, source, target, 0, Run(steps=8), settings)
+    plan = adapedit.plan(model, source, target, 8, settings, found)
+    x, t = normal("x", 4, 4, 8, 8), torch.tensor([500] * 4)
+    context = normal("context", 4, TOKENS, 16)
+    torch.compiler.reset()
+    compiled = torch.compile(model.unet, fullgraph=True, backend="eager")
+    with torch.inference_mode():
+        for step, watch in ((0, frozenset()), (7, frozenset(plan.gates))):
+            attns = [Attn(model.attend, plan.rules(step), watch, {}) for _ in range(2)]
+            ours, plain = compiled(x, t, context, attns[0]), model.unet(x, t, context, attns[1])
+            assert torch.equal(ours, plain)
+            assert attns[0].seen.keys() == attns[1].seen.keys() == watch
