@@ -25,7 +25,7 @@ from minedit.attention import backend, eager
 from minedit.checkpoint import DTYPES, tokenizer
 from minedit.config import SD14
 from minedit.fast import fast
-from minedit.lab_cases import cases, real_shapes
+from minedit.lab.cases import cases, real_shapes
 from minedit.model import Model
 from minedit.text import TextEncoder
 from minedit.unet import UNet

@@ -23,7 +23,7 @@ ELSEWHERE = {  # verb -> the module whose main runs it, what it does
     "weights": ("weights", "verify, convert or fetch a file of weights"),
     "train": ("picturebook.train", "train the parts of the embedded model"),
     "judge": ("picturebook.judge", "measure what the embedded model draws"),
-    "kernels": ("lab", "check and time attention functions, your own too"),
+    "kernels": ("lab.command", "check and time attention functions, your own too"),
 }
 LARGEST_SEED = 2**63 - 1
 

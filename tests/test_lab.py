@@ -17,14 +17,14 @@ from test_attention import literal, qkv, random_rule
 from test_plan import plan_of as p2p_plan
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minedit import attention, cli, lab_bench, lab_cases, lab_oracle
+from minedit import attention, cli
 from minedit.attention import Edit, Rule, eager, sdpa
 from minedit.config import SD14, MineditError
-from minedit.lab import named_functions
-from minedit.lab_bench import Ceiling, timing, traffic
-from minedit.lab_cases import RULES, Shape, cases, real_shapes, small_shapes
-from minedit.lab_check import answers, judge
-from minedit.lab_oracle import oracle
+from minedit.lab.bench import Ceiling, timing, traffic
+from minedit.lab.cases import RULES, Shape, cases, real_shapes, small_shapes
+from minedit.lab.check import answers, judge
+from minedit.lab.command import named_functions
+from minedit.lab.oracle import oracle
 from minedit.plan import SELF_RULE
 from minedit.unet import UNet
 
@@ -72,7 +72,7 @@ def test_the_oracle_by_hand():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_oracle_is_the_loops_of_the_specifications_test(seed, monkeypatch):
-    monkeypatch.setattr(lab_oracle, "ENTRIES", 4 * 2 * 7 * 2)  # two pixels at a time, of nine
+    monkeypatch.setattr("minedit.lab.oracle.ENTRIES", 4 * 2 * 7 * 2)  # two pixels at a time, of nine
     inputs, rule = qkv(seed), random_rule(seed)
     for ours, theirs in zip(oracle(*inputs, rule), literal(*inputs, rule), strict=True):
         assert abs(ours.numpy() - theirs).max() < 1e-12
@@ -461,7 +461,7 @@ def test_traffic_by_hand():
 
 def test_the_fraction_is_the_roofline(monkeypatch):
     (case,) = cases(Shape("cross", 4, 1, 3, 5, 2), ["plain"], torch.float16)
-    monkeypatch.setattr(lab_bench, "seconds", lambda *a: [3e-6, 1e-6, 2e-6])
+    monkeypatch.setattr("minedit.lab.bench.seconds", lambda *a: [3e-6, 1e-6, 2e-6])
     for top, part in ((Ceiling(256e6, 480e9), 0.5), (Ceiling(256e9, 480e6), 0.5), (Ceiling(256e6, 960e6), 0.5)):
         took = timing(sdpa, case, False, top, repeats=3)
         assert took.ms == pytest.approx(2e-3) and took.gb_s == pytest.approx(0.128)
@@ -510,9 +510,9 @@ def test_a_mistake_in_an_argument_is_one_line(argv, said, lab, monkeypatch, tmp_
 
 def test_large_maps_are_tried_on_a_cpu_only_when_asked_for(monkeypatch, lab):
     monkeypatch.setattr(
-        "minedit.lab.real_shapes", lambda: tuple(Shape("self", 4, 1, n, n, 8, columns=False) for n in (20, 40))
+        "minedit.lab.command.real_shapes", lambda: tuple(Shape("self", 4, 1, n, n, 8, columns=False) for n in (20, 40))
     )
-    monkeypatch.setattr(lab_cases, "HEAVY", 40 * 40)
+    monkeypatch.setattr("minedit.lab.cases.HEAVY", 40 * 40)
     command = "check", "--shapes", "real", "--rules", "inject", "--attention", "sdpa", "--device", "cpu"
     assert [row["pixels"] for row in lab(*command)[2]] == ["20"]
     assert [row["pixels"] for row in lab(*command, "--full")[2]] == ["20", "20", "40"]
@@ -528,8 +528,8 @@ def test_functions_are_those_of_the_device(monkeypatch, capsys):
             raise MineditError("no compiler")
         return eager
 
-    monkeypatch.setattr("minedit.lab.backend", backend)
-    monkeypatch.setattr("minedit.lab.resolve", lambda name, device: f"{name} of {device}")
+    monkeypatch.setattr("minedit.lab.command.backend", backend)
+    monkeypatch.setattr("minedit.lab.command.resolve", lambda name, device: f"{name} of {device}")
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert (
         list(named_functions(None, gpu)) == ["eager", "sdpa"]

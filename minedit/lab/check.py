@@ -1,6 +1,6 @@
 """Is an attention function right? It is asked for one case at a time and compared with float64.
 
-In: a function with the signature of `attention.eager` and a case of lab_cases.py. Out: a Verdict.
+In: a function with the signature of `attention.eager` and a case of cases.py. Out: a Verdict.
 
 The measure is the largest difference from the float64 answer. It may be twice what `eager` errs by in the same dtype on
 the same device, or FLOOR eps of the largest entry where that is more: `eager` computes in float32 and rounds once, but
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from minedit.attention import Attend, Rule, eager
 from minedit.config import MineditError
-from minedit.lab_cases import Case
-from minedit.lab_hints import column_hints, hints, mismatches
-from minedit.lab_oracle import distance, oracle
+from minedit.lab.cases import Case
+from minedit.lab.hints import column_hints, hints, mismatches
+from minedit.lab.oracle import distance, oracle
 
 FLOOR = 2.0
 

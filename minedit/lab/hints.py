@@ -1,6 +1,6 @@
 """Found against expected: how far apart, where, and which well-known mistake gives just these numbers.
 
-In: what a function returned for a case of lab_cases.py, the float64 answer, and the error allowed. Out: lines to print.
+In: what a function returned for a case of cases.py, the float64 answer, and the error allowed. Out: lines to print.
 A mistake is recognised by computing what it would give, in float64, and finding that.
 """
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minedit.attention import Rule
-from minedit.lab_cases import Case
-from minedit.lab_oracle import distance, oracle
+from minedit.lab.cases import Case
+from minedit.lab.oracle import distance, oracle
 
 SHOWN = 5  # mismatches of one report
 TILES = (128, 64, 32, 16)

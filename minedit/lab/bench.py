@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from minedit.attention import Attend
-from minedit.lab_cases import Case
+from minedit.lab.cases import Case
 
 LEAST = 5e-3  # seconds that one measurement takes at least: a call alone may be shorter than its launch
 

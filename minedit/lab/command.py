@@ -1,7 +1,7 @@
 """`minedit kernels check|bench`: attention functions, tried on SD-v1.4's shapes and every form of Rule.
 
-`check` compares with float64 (lab_check.py); `bench` does so too and times what is right, the plain call also with
-columns (lab_bench.py). Both print one table and append to a CSV. Exit status 1 where a function is wrong, or right
+`check` compares with float64 (check.py); `bench` does so too and times what is right, the plain call also with
+columns (bench.py). Both print one table and append to a CSV. Exit status 1 where a function is wrong, or right
 nowhere. How to write such a function: docs/kernels.md.
 """
 
@@ -25,9 +25,9 @@ from minedit.attention import Attend, backend, resolve
 from minedit.checkpoint import DTYPES, torch_device
 from minedit.config import MineditError
 from minedit.image import write_whole
-from minedit.lab_bench import Ceiling, Timing, ceiling, timing
-from minedit.lab_cases import RULES, Case, Shape, cases, real_shapes, small_shapes
-from minedit.lab_check import Verdict, answers, judge
+from minedit.lab.bench import Ceiling, Timing, ceiling, timing
+from minedit.lab.cases import RULES, Case, Shape, cases, real_shapes, small_shapes
+from minedit.lab.check import Verdict, answers, judge
 
 EXPLAINED = 3  # cases of one function and status that are reported in full
 FIELDS = (
