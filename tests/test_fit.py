@@ -1,6 +1,8 @@
 """The training loop, on a network of a few dozen weights. Oracles: an uninterrupted run, the formula of the rate."""
 
 import csv
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -88,3 +90,50 @@ def test_learning_rate():
     rates = [learning_rate(step, 1000, 2.0) for step in range(1001)]
     assert rates[0] == 2.0 / 200 and max(rates) == rates[200] == 2.0
     assert rates[600] == pytest.approx(2.0 * 0.51) and rates[1000] == pytest.approx(2.0 * 0.02)
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch import nn
+from minedit.picturebook.fit import Training, first_worker_first, fit, worker, workers
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+folder = Path(sys.argv[1])
+with first_worker_first():
+    if worker() == 0:
+        (folder / "made").touch()
+    assert (folder / "made").exists()
+torch.manual_seed(0)
+module, x = nn.Linear(4, 3), torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(1))
+run = Training(folder / "run", 6, log_every=1, save_every=3)
+drawn = []
+def loss(step):
+    drawn.append((run.chances("toy", step).random(), run.noise(step).initial_seed()))
+    rows = x[step].chunk(workers())[worker()]
+    return {"loss": (module(rows) - rows[:, :3]).square().mean()}
+fit("toy", module, loss, run, peak=0.1)
+torch.save({"weights": module.state_dict(), "drawn": drawn}, folder / f"{workers()}-{worker()}.pt")
+"""
+
+
+def test_two_workers_train_as_one_on_both_their_data(tmp_path):
+    """The mean of the gradients of two halves of a batch is the gradient of the batch."""
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        done = subprocess.run([*command, script, folder], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(rows(folder / "run")) == 6
+    one, *two = (torch.load(tmp_path / name[0] / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    for found in two:
+        for name, expected in one["weights"].items():
+            assert torch.allclose(found["weights"][name], expected, atol=1e-6), name
+    assert two[0]["drawn"] == one["drawn"] and all(
+        a != b for a, b in zip(two[0]["drawn"], two[1]["drawn"], strict=True)
+    )

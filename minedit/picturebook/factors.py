@@ -10,7 +10,7 @@ from minedit.picturebook.places import PLACES, TIMES
 from minedit.picturebook.still import SUPPORTS, THING_COLOURS, THINGS
 
 SUBJECTS = tuple(POSES)
-SIZES = {"small": 0.68, "medium": 1.0, "big": 1.36}  # relative; no caption names the medium size
+SIZES = {"small": 0.72, "medium": 1.0, "big": 1.24}  # relative; no caption names the medium size
 
 
 @dataclass(frozen=True)
@@ -112,4 +112,4 @@ def random_factors(rng: random.Random) -> Factors:
     things = HELD[subject]
     held = rng.choice(things) if things and rng.random() < (0.4 if len(things) > 1 else 0.15) else None
     place, colour, pose = rng.choice(PLACES), rng.choice(colours(subject)), rng.choice(POSES[subject])
-    return Factors(subject, place, colour, size, pose, rng.choice(("day", "day", "night", "sunset")), held)
+    return Factors(subject, place, colour, size, pose, rng.choice(("day", "day", "day", "night", "sunset")), held)

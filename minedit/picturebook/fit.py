@@ -3,6 +3,9 @@
 Every step draws its data from a random stream named by the step, so a run that was stopped and resumed sees what an
 uninterrupted one sees. (Dropout, in the judge alone, draws from torch's own stream and does not repeat.) State goes to
 `<folder>/state.pt`, written to a temporary name, then renamed; figures go to `<folder>/log.csv`.
+
+Several processes, started by `torchrun`, train one module together: each on data of its own, with the mean of all
+gradients. The first alone reports and saves.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW
 from tqdm import tqdm
 
 from minedit.config import MineditError
+from minedit.picturebook.draw import stream
 
 Loss = Callable[[int], dict[str, Tensor]]  # step -> named scalars; "loss" is minimised, all are logged
 Evaluate = Callable[[nn.Module], dict[str, float]]  # module -> named figures, logged
@@ -37,10 +43,15 @@ class Training:
     seed: int = 0  # of initial weights, scenes, captions and noise
     log_every: int = 50  # steps a row of the log is the mean of
     save_every: int = 500  # steps; a multiple of log_every, so that no row is lost when a run is stopped
+    compile: bool = False  # the UNet by torch.compile: minutes at the start, a third faster after that on a CPU
 
     def noise(self, step: int) -> torch.Generator:
-        """The CPU generator of a step's noise."""
-        return torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + step)
+        """The CPU generator of a step's noise, another in each worker."""
+        return torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + step + 500_009 * worker())
+
+    def chances(self, name: str, step: int) -> random.Random:
+        """The stream of a step's other chances, another in each worker."""
+        return stream(self.seed, f"{name}:{step}" + (f":{worker()}" if worker() else ""))
 
     def bfloat16(self) -> torch.autocast:
         """Inside this block matrix products and convolutions are computed in bfloat16, where that is the faster way.
@@ -51,6 +62,38 @@ class Training:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none: then float32
         slow = device == "cpu" and not capabilities.get("avx512_bf16")
         return torch.autocast(device, torch.bfloat16, enabled=not slow)
+
+
+def worker() -> int:
+    """0 ... workers() - 1: which of the processes that train together this is. `torchrun` starts several."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def workers() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def first_worker_first() -> Iterator[None]:
+    """The first worker goes through the block before the others, which find on disk what it made there."""
+    if worker():
+        dist.barrier()
+    yield
+    if workers() > 1 and not worker():
+        dist.barrier()
+
+
+def share_gradients(module: nn.Module) -> None:
+    """Put the mean of all workers' gradients in the place of each one's own."""
+    if workers() == 1:
+        return
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])  # one message instead of hundreds
+    dist.all_reduce(flat)
+    parts = (flat / workers()).split([g.numel() for g in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
@@ -108,13 +151,15 @@ def fit(
     start, seconds = _resume(run.folder / "state.pt", module, optimiser, average)
     totals: dict[str, float] = {}
     tick, logged = time.monotonic(), start
-    bar = tqdm(range(start, run.steps), initial=start, total=run.steps, desc=name, mininterval=5)
+    first = worker() == 0  # which alone reports and saves
+    bar = tqdm(range(start, run.steps), initial=start, total=run.steps, desc=name, mininterval=5, disable=not first)
     for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, run.steps, peak)
         values = loss(step)
         optimiser.zero_grad(set_to_none=True)
         values["loss"].backward()
+        share_gradients(module)
         norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         if not torch.isfinite(norm):
             raise RuntimeError(f"{name}: gradient is {norm.item()} at step {step}; lower the learning rate and resume")
@@ -125,8 +170,8 @@ def fit(
             totals[key] = totals.get(key, 0.0) + value.item()
 
         done = step + 1
-        saving = done % run.save_every == 0 or done == run.steps
-        if done % run.log_every == 0 or done == run.steps:
+        saving = first and (done % run.save_every == 0 or done == run.steps)
+        if first and (done % run.log_every == 0 or done == run.steps):
             seconds, tick = seconds + time.monotonic() - tick, time.monotonic()
             row = {key: total / (done - logged) for key, total in totals.items()}
             totals, logged = {}, done

@@ -10,18 +10,18 @@ from minedit.checkpoint import Model, load
 from minedit.edit import edit
 from minedit.image import grid, save
 
-# (source, target, seed). All but the last two are soft: pose, action, count, size, adjective.
+# (source, target, seed), each seed the best of 0 to 3. All but the last two are soft: pose, count, size, adjective.
 EDITS = (
-    ("a boy in the park", "a sitting boy in the park", 0),
-    ("a standing bird in the park", "a flying bird in the park", 1),
-    ("a standing dog on the grass", "a lying dog on the grass", 0),
+    ("a boy in the park", "a sitting boy in the park", 2),
+    ("a standing dog on the grass", "a lying dog on the grass", 3),
+    ("a brown dog on the grass", "a white dog on the grass", 0),
+    ("a girl in a red dress on the beach", "a girl in a blue dress on the beach", 1),
     ("an apple on the table", "two apples on the table", 1),
     ("three peaches on a plate", "a peach on a plate", 0),
     ("two strawberries on a plate", "three strawberries on a plate", 0),
     ("a small red ball on the table", "a big red ball on the table", 1),
-    ("a dog in the desert", "a big dog in the desert", 0),
+    ("a standing cat in a room", "a lying cat in a room", 1),
     ("a red apple on a plate", "a green apple on a plate", 0),
-    ("a girl in a red dress on the beach", "a girl in a blue dress on the beach", 1),
     ("a cake on the table", "a chocolate cake on the table", 1),
     ("an apple on the table", "a hamburger on the table", 0),
 )

@@ -19,7 +19,7 @@ from minedit.picturebook.people import draw_person
 from minedit.picturebook.places import background
 from minedit.picturebook.still import Things, still_life
 
-HEIGHT = {"boy": 0.60, "girl": 0.60, "dog": 0.52, "cat": 0.50, "horse": 0.56, "bird": 0.44}  # medium, in picture sides
+HEIGHT = {"boy": 0.76, "girl": 0.76, "dog": 0.62, "cat": 0.60, "horse": 0.64, "bird": 0.56}  # medium, in picture sides
 RADIUS = 0.165  # of a medium thing, in picture sides
 
 
@@ -40,7 +40,7 @@ def scene(factors: Factors, seed: int, size: int = 128) -> Scene:
     """
     check(factors)
     canvas, rng = Canvas(size), stream(seed, "subject")
-    scale, x = rng.uniform(0.94, 1.06) * SIZES[factors.size], size * rng.uniform(0.36, 0.64)
+    scale, x = rng.uniform(0.94, 1.06) * SIZES[factors.size], size * rng.uniform(0.38, 0.62)
     flip = rng.choice((-1, 1))
     if factors.still:
         things = Things(factors.subject, factors.count, factors.colour, factors.place)
@@ -49,6 +49,8 @@ def scene(factors: Factors, seed: int, size: int = 128) -> Scene:
         ground = background(canvas, factors.place, factors.time, seed)
         tint = jitter(TINTS[factors.colour], stream(seed, "tint"), 8)
         height = size * HEIGHT[factors.subject] * scale
+        if factors.pose == "lying" and factors.subject in PEOPLE:  # as wide as a person is tall: nearer the middle
+            x = size / 2 + 0.4 * (x - size / 2) + flip * 0.1 * height
         figure = Figure(factors.subject, factors.pose, tint, factors.held, (x, ground), height, flip, look(seed))
         _shadow(canvas, figure)
         draw = draw_person if figure.subject in PEOPLE else draw_bird if figure.subject == "bird" else draw_animal

@@ -1,4 +1,7 @@
-"""`minedit train STAGE`: draw the world, train the parts of the embedded model, assemble the checkpoint."""
+"""`minedit train STAGE`: draw the world, train the parts of the embedded model, assemble the checkpoint.
+
+`torchrun --nproc-per-node N -m minedit train STAGE` trains with N processes, each on batches of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minedit.arguments import Formatter, Parser, number
 from minedit.attention import sdpa
-from minedit.checkpoint import Model, save, tokenizer, torch_device
+from minedit.checkpoint import Model, load, save, tokenizer, torch_device
 from minedit.config import PICTUREBOOK, Config, MineditError
 from minedit.picturebook.dataset import Drawings
-from minedit.picturebook.fit import Training
+from minedit.picturebook.fit import Training, first_worker_first, worker
 from minedit.picturebook.train_judge import load_judge, save_judge, train_judge
 from minedit.picturebook.train_text import clip_model, train_text
 from minedit.picturebook.train_unet import cached_latents, train_unet
@@ -36,10 +40,14 @@ def main(argv: list[str]) -> int:
     Raises MineditError for arguments that cannot be, and where an earlier stage is missing.
     """
     args = _arguments(argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():  # torchrun
+        if args.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
     for stage in STAGES if args.stage == "all" else (args.stage,):
-        if stage == "assemble":
+        if stage == "assemble" and worker() == 0:
             assemble(PICTUREBOOK, args.runs, args.out)
-        else:
+        elif stage != "assemble":
             _train(stage, PICTUREBOOK, args)
     return 0
 
@@ -51,6 +59,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=number(int, 1, 10**9), help=f"optimiser steps; by stage if not given: {STEPS}")
     scenes = number(int, FEWEST, 10**9)
     parser.add_argument("--scenes", type=scenes, default=24000, help="training scenes to draw, 49 kB each on disk")
+    parser.add_argument("--start", metavar="FILE", help="stage unet: go on with this model, without the stages before")
+    parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
     parser.add_argument("--device", default=default, help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, scenes, captions and noise")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training state, logs and data")
@@ -61,25 +71,31 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
-    run = Training(args.runs / stage, args.steps or STEPS[stage], args.device, args.seed)
+    run = Training(args.runs / stage, args.steps or STEPS[stage], args.device, args.seed, compile=args.compile)
     data, size = args.runs / "data", config.image_size
     if stage == "unet":
+        begun = load(args.start) if args.start else None
+        if begun:
+            _keep(begun.vae, args.runs / "vae")
         vae = _trained(VAE(config.vae), args.runs / "vae").to(run.device, memory_format=torch.channels_last)
-        text = text_tower(config, args.runs)
-        seen, file = Drawings(data, args.scenes, size, run.seed), f"latents-{args.scenes}-{run.seed}.safetensors"
-        latents = cached_latents(vae, seen, data / file, config.latent_scale)
-        _keep(train_unet(config.unet, text, tokenizer(config), seen, latents, run), run.folder)
+        text, unet = (begun.text, begun.unet) if begun else (text_tower(config, args.runs), None)
+        with first_worker_first():
+            seen, file = Drawings(data, args.scenes, size, run.seed), f"latents-{args.scenes}-{run.seed}.safetensors"
+            latents = cached_latents(vae, seen, data / file, config.latent_scale)
+        _keep(train_unet(config.unet, text, tokenizer(config), seen, latents, run, unet=unet), run.folder)
         _keep(text, args.runs / "tower")
         return
-    seen = Drawings(data, args.scenes, size, run.seed)
+    with first_worker_first():
+        seen = Drawings(data, args.scenes, size, run.seed)
+        unseen = None if stage == "vae" else Drawings(data, UNSEEN, size, run.seed, unseen=True)
     if stage == "vae":
         _keep(train_vae(config, seen, run), run.folder)
-        return
-    unseen = Drawings(data, UNSEEN, size, run.seed, unseen=True)
-    if stage == "text":
+    elif stage == "text":
         _keep(train_text(config, tokenizer(config), seen, unseen, run), run.folder)
     else:
-        save_judge(train_judge(seen, unseen, run), run.folder / "judge.safetensors")
+        judge = train_judge(seen, unseen, run)
+        if worker() == 0:
+            save_judge(judge, run.folder / "judge.safetensors")
 
 
 def text_tower(config: Config, runs: Path) -> TextEncoder:
@@ -92,7 +108,7 @@ def text_tower(config: Config, runs: Path) -> TextEncoder:
 
 
 def assemble(config: Config, runs: Path, out: Path) -> None:
-    """Write `picturebook.safetensors` (float16) and the CLIP, and the judge where it is trained; print their sizes.
+    """Write `picturebook.safetensors` (float16), and CLIP and judge where they are trained; print their sizes.
 
     Raises MineditError where a part is not trained yet.
     """
@@ -100,8 +116,9 @@ def assemble(config: Config, runs: Path, out: Path) -> None:
     text = _trained(TextEncoder(config.text), runs / "tower")
     model = Model(unet, vae, text, tokenizer(config), config, sdpa, "sdpa", torch.device("cpu"), torch.float32)
     save(model, out / "picturebook.safetensors", dtype="float16")
-    clip = _trained(clip_model(config), runs / "text").half().state_dict()
-    _write({name: t for name, t in clip.items() if t.is_floating_point()}, out / "picturebook-clip.safetensors")
+    if (runs / "text" / "final.safetensors").exists():
+        clip = _trained(clip_model(config), runs / "text").half().state_dict()
+        _write({name: t for name, t in clip.items() if t.is_floating_point()}, out / "picturebook-clip.safetensors")
     if (runs / "judge" / "judge.safetensors").exists():
         save_judge(load_judge(runs / "judge" / "judge.safetensors"), out / "picturebook-judge.safetensors")
     for file in sorted(out.glob("picturebook*.safetensors")):
@@ -109,7 +126,11 @@ def assemble(config: Config, runs: Path, out: Path) -> None:
 
 
 def _keep(module: nn.Module, folder: Path) -> None:
-    _write(module.state_dict(), folder / "final.safetensors")
+    """The first worker writes; nobody goes on before it has."""
+    with first_worker_first():
+        if worker() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(module.state_dict(), folder / "final.safetensors")
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:

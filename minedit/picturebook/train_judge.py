@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from minedit.config import MineditError
 from minedit.picturebook.dataset import Drawings
-from minedit.picturebook.draw import stream
 from minedit.picturebook.factors import SIZES, SUBJECTS, Factors
 from minedit.picturebook.fit import Training, fit
 from minedit.picturebook.looks import HELD, POSES, TINTS
@@ -78,7 +77,7 @@ def train_judge(seen: Drawings, unseen: Drawings, run: Training, batch: int = 64
     judge = Judge().to(run.device, memory_format=torch.channels_last)
 
     def loss(step: int) -> dict[str, Tensor]:
-        rng = stream(run.seed, f"judge:{step}")
+        rng = run.chances("judge", step)
         picked = [rng.randrange(len(seen)) for _ in range(batch)]
         x = _soften(seen.tensor(picked), rng, run.noise(step)).to(run.device, memory_format=torch.channels_last)
         with run.bfloat16():

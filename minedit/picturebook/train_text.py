@@ -84,7 +84,7 @@ def train_text(
         return F.normalize(out.image_embeds.float(), dim=-1), F.normalize(out.text_embeds.float(), dim=-1)
 
     def loss(step: int) -> dict[str, Tensor]:
-        image, text = embed(seen, stream(run.seed, f"text:{step}"), batch)
+        image, text = embed(seen, run.chances("text", step), batch)
         logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
         target = torch.arange(batch, device=logits.device)
         return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2}

@@ -4,7 +4,9 @@ The encoder goes on learning: the contrastive loss told subjects, places and col
 "sitting" and "standing" nearly equal, and the UNet then drew the same picture for both.
 
 10 % of the captions are dropped for classifier-free guidance (Ho & Salimans, 2022). Squared errors are weighted by
-min(SNR, 5)/SNR (Hang et al., 2023), which spends a short training on the noise levels that decide what is where.
+1/sqrt(SNR) (Yu et al., arXiv:2310.08442): ε alone leaves the noisiest steps, which decide what is where, next to no
+gradient. Where the noise leaves the subject visible its pixels count more: it is a fifth of a picture and most of its
+difficulty.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,7 +28,6 @@ from minedit.config import UNetConfig
 from minedit.ddim import alphas_cumprod
 from minedit.picturebook.captions import caption
 from minedit.picturebook.dataset import Drawings
-from minedit.picturebook.draw import stream
 from minedit.picturebook.fit import Training, fit
 from minedit.picturebook.grounding import Grounding
 from minedit.picturebook.train_text import Ids
@@ -36,7 +38,8 @@ from minedit.vae import VAE
 
 DROPPED = 0.10  # captions replaced by the empty prompt
 BLIND = 0.75  # of the rest: end-of-text and padding states replaced by the empty prompt's, see `conditions`
-SNR_CAP = 5.0
+DEBIAS = 12.0  # most that a squared error is weighted by
+SUBJECT = 3.0  # weight of a subject's pixels above the 1 of all, at the lowest noise
 PEAK = 6e-4  # learning rate
 GROUNDING = 0.1  # weight of the words' maps, see grounding.py
 
@@ -98,17 +101,25 @@ def train_unet(
     latents: Latents,
     run: Training,
     batch: int = 32,
+    unet: UNet | None = None,
 ) -> UNet:
-    """Train a UNet, which is returned, and `text` on the `latents` of the pictures `drawn`, row by row."""
+    """Train a UNet, which is returned, and `text` on the `latents` of the pictures `drawn`, row by row.
+
+    `unet` is one to go on with; `batch` is each worker's.
+    """
     torch.manual_seed(run.seed)
-    unet, (means, stds) = UNet(cfg).to(run.device, memory_format=torch.channels_last), latents
+    unet = (UNet(cfg) if unet is None else unet.train().requires_grad_(True)).to(
+        run.device, memory_format=torch.channels_last
+    )
+    means, stds = latents
     read, ground = conditions(text, tokenizer, run.device), Grounding(tokenizer)
     both = nn.ModuleDict({"unet": unet, "text": text.train().requires_grad_(True)})
     watch = frozenset(site.name for site in unet.sites if site.kind == "cross" and site.stride == 1)
     alphas, factors = alphas_cumprod().float(), drawn.factors
+    forward = torch.compile(unet) if run.compile else unet
 
     def loss(step: int) -> dict[str, Tensor]:
-        rng, noise = stream(run.seed, f"unet:{step}"), run.noise(step)
+        rng, noise = run.chances("unet", step), run.noise(step)
         picked = [rng.randrange(len(factors)) for _ in range(batch)]
         captions = ["" if rng.random() < DROPPED else caption(factors[i], rng).text for i in picked]
         mean = means[picked].float()
@@ -118,13 +129,14 @@ def train_unet(
         x = (a.sqrt() * z + (1 - a).sqrt() * eps).to(run.device, memory_format=torch.channels_last)
         context, attn = read(captions, rng), Attn(attend=matmul_attention, watch=watch, seen={})
         with run.bfloat16():
-            predicted = unet(x, t.to(run.device), context, attn)
-        square = (predicted.float() - eps.to(run.device)).square().mean((1, 2, 3))
-        snr = (alphas[t] / (1 - alphas[t])).to(run.device)
-        weighted = (square * (SNR_CAP / snr).clamp(max=1)).mean()
-        masks = torch.from_numpy(drawn.masks[picked] / np.float32(255)).flatten(1).to(run.device)
+            predicted = forward(x, t.to(run.device), context, attn)
+        square = (predicted.float() - eps.to(run.device)).square().mean(1)  # [B, h, w]
+        snr = (a / (1 - a))[:, 0].to(run.device)  # [B, 1, 1]
+        masks = torch.from_numpy(drawn.masks[picked] / np.float32(255)).to(run.device)  # [B, h, w]
+        near = F.max_pool2d(masks[:, None], 3, stride=1, padding=1)[:, 0]
+        weighted = (square * snr.rsqrt().clamp(max=DEBIAS) * (1 + SUBJECT * near * snr / (snr + 0.5))).mean()
         columns = torch.stack([seen.columns for seen in attn.seen.values()]).mean(0)
-        astray = ground(captions, masks, columns)
+        astray = ground(captions, masks.flatten(1), columns)
         return {"loss": weighted + GROUNDING * astray, "mse": square.mean(), "astray": astray}
 
     fit("unet", both, loss, run, peak=PEAK, ema=0.999, weight_decay=0.01)

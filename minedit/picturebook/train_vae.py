@@ -35,7 +35,7 @@ def train_vae(config: Config, data: Drawings, run: Training, batch: int = 8) -> 
     probe = drawings(stream(run.seed, "vae probe"), PROBE, size, unseen=True).to(run.device)
 
     def loss(step: int) -> dict[str, Tensor]:
-        rng = stream(run.seed, f"vae:{step}")
+        rng = run.chances("vae", step)
         x, weight = crops(data, rng, 4 * batch, size // 2) if step % 2 == 0 else wholes(data, rng, batch)
         x, weight = x.to(run.device, memory_format=torch.channels_last), weight.to(run.device)
         with run.bfloat16():
