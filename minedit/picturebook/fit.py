@@ -43,7 +43,7 @@ class Training:
     seed: int = 0  # of initial weights, scenes, captions and noise
     log_every: int = 50  # steps a row of the log is the mean of
     save_every: int = 500  # steps; a multiple of log_every, so that no row is lost when a run is stopped
-    compile: bool = False  # the UNet by torch.compile: minutes at the start, a third faster after that on a CPU
+    compile: bool = False  # the UNet by torch.compile: minutes at the start, then somewhat faster steps
 
     def noise(self, step: int) -> torch.Generator:
         """The CPU generator of a step's noise, another in each worker."""
