@@ -77,9 +77,9 @@ def load(
     """
     kind, place = _dtype(dtype), torch_device(device)
     attend = backend(attention, place)
-    found = examine(_embedded() if path is None else Path(path).expanduser())
+    found, files = examine(_embedded() if path is None else Path(path).expanduser()), {}
     for part, module in found.modules.items():
-        state = {name: stored.read(kind).to(place) for name, stored in found.tensors[part].items()}
+        state = {name: stored.read(kind, files).to(place) for name, stored in found.tensors[part].items()}
         module.load_state_dict(state, strict=True, assign=True)
         module.to(place).eval().requires_grad_(False)
     unet, vae, text = found.modules.values()

@@ -15,6 +15,7 @@ from minedit.config import MineditError
 
 LIMIT = 2 * 2**20  # bytes that a file may spend on saying what is in it: seven times what the largest of SD-v1 does
 PIECE = 2**22  # elements converted at once
+Files = dict[Path, mmap.mmap]
 
 
 class Refused(Exception):
@@ -31,11 +32,12 @@ class Stored:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
-    def read(self, dtype: torch.dtype) -> Tensor:
+    def read(self, dtype: torch.dtype, files: Files | None = None) -> Tensor:
         """The tensor on the CPU, contiguous. Raises MineditError where it cannot be read.
 
         In its own dtype it stays in the file, whose pages come into memory as they are used; writing to it changes a
         copy of them. In another dtype it has memory of its own, filled piece by piece: pages in use count as memory.
+        files: whole files mapped so far, for the tensors that stay there.
         """
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=dtype)
@@ -43,26 +45,30 @@ class Stored:
             row = self._mapped(0, extent(self.shape, self.stride))
             return row.as_strided(self.shape, self.stride).to(dtype).contiguous()
         if dtype == self.dtype:
-            return self._mapped(0, math.prod(self.shape)).view(self.shape)
+            return self._mapped(0, math.prod(self.shape), files).view(self.shape)
         out, done = torch.empty(self.shape, dtype=dtype), 0
         for piece in out.view(-1).split(PIECE):
             piece.copy_(self._mapped(done, len(piece)))
             done += len(piece)
         return out
 
-    def _mapped(self, first: int, count: int) -> Tensor:
+    def _mapped(self, first: int, count: int, files: Files | None = None) -> Tensor:
         """`count` elements of the file from the tensor's element `first` on, [count]."""
         offset = self.offset + first * self.dtype.itemsize
-        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        start = 0 if files is not None else offset - offset % mmap.ALLOCATIONGRANULARITY
+        length = 0 if files is not None else offset - start + count * self.dtype.itemsize  # 0: all of it
         try:
-            with self.path.open("rb") as file:
-                length = offset - start + count * self.dtype.itemsize
-                pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
+            pages = files.get(self.path) if files is not None else None
+            if pages is None:
+                with self.path.open("rb") as file:
+                    pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
+            if files is not None:
+                files[self.path] = pages
+            return torch.frombuffer(pages, dtype=self.dtype, count=count, offset=offset - start)
         except OSError as error:
             raise MineditError(f"{self.path} cannot be read any more ({error.strerror or error}); try again") from error
         except ValueError as error:  # beyond the file's end
             raise MineditError(f"{self.path} has become shorter while it was read; try again") from error
-        return torch.frombuffer(pages, dtype=self.dtype, count=count, offset=offset - start)
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ DROPPED = 0.10  # captions replaced by the empty prompt
 BLIND = 0.75  # of the rest: end-of-text and padding states replaced by the empty prompt's, see `conditions`
 DEBIAS = 12.0  # most that a squared error is weighted by
 SUBJECT = 3.0  # weight of a subject's pixels above the 1 of all, at the lowest noise
-PEAK = 6e-4  # learning rate
+PEAK = 5e-4  # learning rate
 GROUNDING = 0.1  # weight of the words' maps, see grounding.py
 
 Latents = tuple[Tensor, Tensor]  # means, standard deviations: [N,4,h,w] float16, times the latent scale
