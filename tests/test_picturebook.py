@@ -15,7 +15,7 @@ from minedit.picturebook.still import SUPPORTS, THINGS
 
 BOY = Factors("boy", "park", "red", pose="standing")
 APPLES = Factors("apple", "table", "red", count=2)
-SHADOW = 16  # pixels of 128 by which a shadow may stick out below and beside the subject
+SHADOW = 20  # pixels of 128 by which a shadow may stick out below and beside the subject
 SMALL = 32  # pixels a side, where only the drawing matters
 
 
