@@ -1,6 +1,6 @@
 """A loaded model -> the same model, laid out for speed. benchmarks/unet.py and gpu.py measure what it gains.
 
-A first run on 2 CPU cores (256 x 256 pixels, one row) showed no gain, 1.03 x the plain step; on a GPU it is not measured.
+A first run on 2 CPU cores (256 x 256 pixels, one row) showed no gain, 1.03 x the plain step; a GPU is yet to come.
 Names, shapes and the state dict stay the checkpoint's; results differ from the plain model's by rounding alone.
 """
 
