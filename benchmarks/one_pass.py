@@ -1,9 +1,11 @@
-"""AdapEdit by cheaper statistics: what it costs, and how far τ is off. One pass, a shorter pass; the embedded model.
+"""AdapEdit by cheaper statistics: what it costs, how far τ is off, and what a judge reads off the edits.
 
-    python benchmarks/one_pass.py [--pairs 100] [--steps 50] [--model PATH]
+    python benchmarks/one_pass.py [--pairs 100] [--edits 10] [--steps 50] [--model PATH]
 
 Pairs are captions of the picture book with one factor changed, held-out compositions among them. |Δτ| is the mean over
-the kept words. Times are sums over all pairs, each pair by every way in turn. Rows go to benchmarks/one_pass.csv.
+the kept words of all pairs. The first `--edits` pairs are edited by every way in turn: times are sums over them, and
+where a judge network is found (`minedit train judge`) it reads the changed factor off each edit and, off source and
+edit, the others; "kept" is how many of those are read the same in both. Rows go to benchmarks/one_pass.csv.
 """
 
 from __future__ import annotations
@@ -20,10 +22,17 @@ from pathlib import Path
 import torch
 
 import minedit
+from minedit import adapedit
+from minedit.adapedit import AdapEditConfig
+from minedit.checkpoint import Model, weights_folder
+from minedit.edit import EditResult, measure
+from minedit.image import to_tensor
 from minedit.picturebook.captions import caption
 from minedit.picturebook.draw import stream
 from minedit.picturebook.factors import SIZES, Factors, colours, random_factors
 from minedit.picturebook.looks import POSES
+from minedit.picturebook.train_judge import Judge, load_judge
+from minedit.sample import Run
 from minedit.tokens import align
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -36,43 +45,51 @@ WAYS = {
     "p2p": ("p2p", {}),
 }
 AGAINST = ("two passes, last step", "two passes, mean")
+Pair = tuple[str, str]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--edits", type=int, default=10)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--model")
     args = parser.parse_args()
     sd = minedit.load(args.model)
-    took = dict.fromkeys(WAYS, 0.0)
+    file = weights_folder() / "picturebook-judge.safetensors"
+    judge = load_judge(file) if file.is_file() else None
+    took, read = dict.fromkeys(WAYS, 0.0), {way: [0, 0, 0, 0] for way in WAYS}  # changed right, asked; kept, of
     off: dict[tuple[str, str], list[float]] = {(way, against): [] for way in WAYS for against in AGAINST}
     minedit.edit(sd, "a boy", "a girl", steps=2)  # the warm-up
     for seed in range(args.pairs):
-        pair, tau = changed(seed), {}
+        pair, before, after = changed(seed)
+        tau = {}
+        for way, (method, settings) in WAYS.items():
+            if seed < args.edits:
+                began = time.perf_counter()
+                done = minedit.edit(sd, *pair, method, seed=seed, steps=args.steps, **settings)
+                took[way] += time.perf_counter() - began
+                tau[way] = [word.tau for word in done.words]
+                if judge:
+                    read[way] = [a + b for a, b in zip(read[way], judged(judge, done, before, after), strict=True)]
+            elif method == "adapedit":
+                tau[way] = taus(sd, pair, seed, args.steps, settings)
         alignment = align(*(sd.tokenizer.encode(text) for text in pair))
         counted = [p.word for p in alignment.pairs if p.kind == "kept"]
-        for way, (method, settings) in WAYS.items():
-            began = time.perf_counter()
-            words = minedit.edit(sd, *pair, method, seed=seed, steps=args.steps, **settings).words
-            took[way] += time.perf_counter() - began
-            tau[way] = [words[i].tau for i in counted]
         for way, against in off:
-            off[way, against] += [abs(a - b) for a, b in zip(tau[way], tau[against], strict=True)]
+            off[way, against] += [abs(tau[way][i] - tau[against][i]) for i in counted] if way in tau else []
     told = {"date": date.today().isoformat(), "torch": torch.__version__, "model": args.model or "embedded"}
-    told |= {"pairs": args.pairs, "steps": args.steps}
+    told |= {"pairs": args.pairs, "edits": args.edits, "steps": args.steps}
     print(", ".join(f"{key} {value}" for key, value in told.items()))
     rows = []
     for way in WAYS:
-        row = {
-            **told,
-            "way": way,
-            "seconds": f"{took[way] / args.pairs:.3f}",
-            "ratio": f"{took[way] / took['p2p']:.3f}",
-        }
-        row |= {f"off from {against}": f"{statistics.fmean(off[way, against]):.4f}" for against in AGAINST}
-        shown = "" if way == "p2p" else " ".join(f"{row[f'off from {a}']:>8} from {a}" for a in AGAINST)
-        print(f"  {way:30}{row['seconds']:>8} s {row['ratio']:>7} x p2p   |Δτ| {shown}")
+        seconds, right, asked, kept, others = took[way] / max(1, args.edits), *read[way]
+        row = {**told, "way": way, "seconds": f"{seconds:.3f}", "ratio": f"{took[way] / (took['p2p'] or 1):.3f}"}
+        row |= {f"off from {a}": "" if way == "p2p" else f"{statistics.fmean(off[way, a]):.4f}" for a in AGAINST}
+        row |= {"changed": f"{right}/{asked}" * bool(judge), "kept": f"{kept}/{others}" * bool(judge)}
+        shown = " ".join(f"{row[f'off from {a}']:>8} from {a}" for a in AGAINST if way != "p2p")
+        print(f"  {way:30}{row['seconds']:>8} s {row['ratio']:>7} x p2p   |Δτ| {shown:58} "
+              f"changed {row['changed']:>6} kept {row['kept']:>7}")  # fmt: skip
         rows.append(row)
     new = not TABLE.exists()
     with TABLE.open("a", newline="") as file:
@@ -82,8 +99,27 @@ def main() -> None:
         writer.writerows(rows)
 
 
-def changed(seed: int) -> tuple[str, str]:
-    """Two captions of one wording and one factor changed: pose, colour, size, or how many things there are."""
+def taus(sd: Model, pair: Pair, seed: int, steps: int, settings: dict) -> list[float]:
+    """τ of each target word by AdapEdit with these settings; without the edit, where that can be left out."""
+    chosen, prompts = AdapEditConfig(**settings), [sd.tokenizer.encode(text) for text in pair]
+    if chosen.one_pass:
+        return [word.tau for word in minedit.edit(sd, *pair, seed=seed, steps=steps, settings=chosen).words]
+    found = measure(sd, *prompts, seed, Run(steps), chosen)
+    return [word.tau for word in adapedit.plan(sd, *prompts, steps, chosen, found).words]
+
+
+def judged(judge: Judge, done: EditResult, before: Factors, after: Factors) -> tuple[int, int, int, int]:
+    """(the changed factor is as asked, 1, factors that stayed, of how many)."""
+    images = torch.cat([to_tensor(image) for image in (done.source, done.edited)])
+    names = ["subject", "place", "colour", "size", *(("count",) if after.still else ("pose", "time", "held"))]
+    (factor,) = (name for name in names if getattr(before, name) != getattr(after, name))
+    read = {name: judge.read(images, name) for name in names if getattr(after, name) is not None or name == "held"}
+    kept = [source == edited for name, (source, edited) in read.items() if name != factor]
+    return int(read[factor][1] == getattr(after, factor)), 1, sum(kept), len(kept)
+
+
+def changed(seed: int) -> tuple[Pair, Factors, Factors]:
+    """Two captions of one wording, and their factors, of which one changed: pose, colour, size, or count."""
     rng = stream(seed, "pair")
     while True:
         f = random_factors(rng)
@@ -96,7 +132,7 @@ def changed(seed: int) -> tuple[str, str]:
         after = replace(f, **{factor: rng.choice(others)})
         pair = (said(f, factor, seed), said(after, factor, seed))
         if pair[0] != pair[1]:
-            return pair
+            return pair, f, after
 
 
 def said(f: Factors, factor: str, seed: int) -> str:

@@ -174,7 +174,7 @@ def _mix(edits: tuple[Edit, ...], v: Tensor, t: int, size: int) -> Tensor:
     kind = torch.float32 if v.dtype == torch.float32 else torch.float16
     mix = torch.zeros(len(edits), size, size, dtype=kind, device=v.device)
     for tile, edit in zip(mix, edits, strict=True):
-        tile[:t, :t] = torch.eye(t) if edit.columns is None else edit.columns
+        tile[:t, :t] = torch.eye(t, device=v.device) if edit.columns is None else edit.columns
     return mix
 
 

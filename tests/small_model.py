@@ -17,7 +17,7 @@ TOKENIZER = Path(__file__).parent.parent / "weights" / "tokenizer"
 TOKENS = 16
 
 
-def small_model(attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Model:
+def small_model(attention: str = "sdpa", dtype: torch.dtype = torch.float32, device: str = "cpu") -> Model:
     """Latents 8 x 8, cross-attention maps of 8 and 4, word statistics at 8, self-attention injected up to 4."""
     tokenizer = Tokenizer(TOKENIZER, TOKENS)
     size, bos, eos = tokenizer.size, tokenizer.bos, tokenizer.eos
@@ -30,6 +30,6 @@ def small_model(attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> 
         map_size=8,
         self_size=4,
     )
-    parts = [fill(part).to(dtype).requires_grad_(False) for part in (UNet(config.unet), VAE(config.vae))]
-    text = fill(TextEncoder(config.text)).to(dtype).requires_grad_(False)
-    return Model(*parts, text, tokenizer, config, backend(attention), attention, torch.device("cpu"), dtype)
+    parts = [fill(part) for part in (UNet(config.unet), VAE(config.vae), TextEncoder(config.text))]
+    parts = [part.to(device, dtype).requires_grad_(False) for part in parts]
+    return Model(*parts, tokenizer, config, backend(attention, device), attention, torch.device(device), dtype)

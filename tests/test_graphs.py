@@ -1,0 +1,134 @@
+"""Steps recorded and replayed. Oracle: the plain UNet, bit for bit where the recording is a repetition on a CPU."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from seeded import normal, relative
+from small_model import TOKENS, small_model
+
+import minedit
+from minedit.attention import Attn, Edit, Rule, eager
+from minedit.config import MineditError
+from minedit.fast import fast
+from minedit.graphs import LIMIT, Recorded, put_together, taken_apart
+
+PAIRS = (("a boy in the park", "a sitting boy in the park"), ("a dog on the beach", "a cat on the beach"))
+WAYS = (("adapedit", {}), ("adapedit", {"fwt": "one-pass"}), ("p2p", {}), ("fixed-seed", {}))
+
+
+def repeated(run):
+    """As a CUDA graph does: results lie where they lay before, inputs are read from where they were."""
+    eps, seen = run()
+
+    def replay():
+        new, saw = run()
+        eps.copy_(new)
+        for name, found in saw.items():
+            seen[name].hidden.copy_(found.hidden)
+            seen[name].columns.copy_(found.columns)
+
+    return replay, (eps, seen)
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return small_model()
+
+
+@pytest.fixture
+def replayed(sd):
+    unet = copy.deepcopy(sd.unet)
+    unet.forward = Recorded(unet.forward, repeated)
+    return replace(sd, unet=unet)
+
+
+@pytest.mark.parametrize("method,settings", WAYS)
+def test_edits_are_the_same_and_recordings_few(sd, replayed, method, settings):
+    for seed, pair in enumerate(PAIRS):
+        ours, plain = (
+            minedit.edit(model, *pair, method, seed=seed, steps=6, guidance=3.0, **settings) for model in (replayed, sd)
+        )
+        assert torch.equal(ours.source_latent, plain.source_latent)
+        assert torch.equal(ours.edited_latent, plain.edited_latent)
+        assert [word.tau for word in ours.words] == [word.tau for word in plain.words]
+    assert 1 <= len(replayed.unet.forward.recordings) <= 8
+
+
+def inputs(rows=2):
+    return normal("x", rows, 4, 8, 8), torch.tensor([500] * rows), normal("context", rows, TOKENS, 16)
+
+
+def rules(sd, seed):
+    draw = torch.Generator().manual_seed(seed)
+    pin, mix = torch.rand(TOKENS, generator=draw), torch.rand(TOKENS, TOKENS, generator=draw)
+    edit = Edit(1, 0, mix, pin, torch.zeros(TOKENS), 1 - pin)
+    return {site.name: Rule(edits=(edit,)) for site in sd.unet.sites if site.kind == "cross"}
+
+
+def test_rules_are_updated_in_place(sd, replayed):
+    for seed in (0, 1, 0):
+        attn = Attn(eager, rules(sd, seed))
+        with torch.inference_mode():
+            assert torch.equal(replayed.unet(*inputs(), attn), sd.unet(*inputs(), attn))
+    assert len(replayed.unet.forward.recordings) == 1
+
+
+def test_another_kind_of_step_is_another_recording(sd, replayed):
+    with torch.inference_mode():
+        for step in (inputs(), inputs(3), (*inputs(), Attn(eager)), (*inputs(), Attn(eager, rules(sd, 0)))):
+            assert torch.equal(replayed.unet(*step), sd.unet(*step))
+    assert len(replayed.unet.forward.recordings) == 4
+    with torch.inference_mode():
+        for rows in range(1, LIMIT + 2):
+            replayed.unet(*inputs(rows))
+    assert len(replayed.unet.forward.recordings) <= LIMIT
+
+
+def test_what_was_returned_stays(replayed):
+    first = replayed.unet(*inputs())
+    kept = first.clone()
+    x, t, context = inputs()
+    assert not torch.equal(replayed.unet(x + 1, t, context), kept)  # and outside of inference mode
+    assert torch.equal(first, kept)
+
+
+def test_a_latent_written_in_place_is_read_again(sd, replayed):
+    x, t, context = inputs()
+    before = replayed.unet(x, t, context)
+    x += 1
+    after = replayed.unet(x, t, context)
+    with torch.inference_mode():
+        assert not torch.equal(after, before) and torch.equal(after, sd.unet(x, t, context))
+
+
+def test_taken_apart_and_put_together(sd):
+    before, other = rules(sd, 0), rules(sd, 1)
+    kind, tensors = taken_apart(before)
+    assert kind == taken_apart(other)[0] and kind != taken_apart({})[0]
+    again = put_together(other, tensors)
+    for name, rule in before.items():
+        assert torch.equal(again[name].edits[0].pin, rule.edits[0].pin)
+
+
+def test_what_cannot_be_recorded_says_so(sd):
+    def refuse(run):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    with pytest.raises(MineditError, match="not permitted when stream is capturing.*leave out --fast"):
+        Recorded(sd.unet.forward, refuse)(*inputs())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("attention", ["sdpa", "triton"])
+def test_cuda_graphs_on_a_gpu(sd, attention):
+    plain = small_model(device="cuda", attention=attention)
+    quick = fast(replace(plain, unet=copy.deepcopy(plain.unet), vae=copy.deepcopy(plain.vae)))
+    for method, settings in WAYS:
+        ours, theirs = (
+            minedit.edit(model, *PAIRS[0], method, steps=6, guidance=3.0, **settings) for model in (quick, plain)
+        )
+        assert relative(ours.edited_latent.cpu(), theirs.edited_latent.cpu()) < 1e-3, method
