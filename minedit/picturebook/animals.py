@@ -75,7 +75,7 @@ def draw_animal(canvas: Canvas, figure: Figure) -> None:
 
 def _paw(figure: Figure, joint: Point, dx: float) -> Point:
     """On the ground, `dx` in front of `joint`."""
-    return joint[0] + figure.flip * dx * figure.height, figure.feet[1] - PAW * figure.height
+    return joint[0] + dx * figure.height, figure.feet[1] - PAW * figure.height
 
 
 def _sit(canvas: Canvas, figure: Figure, build: Build) -> Point:
@@ -136,7 +136,7 @@ def _eyes(tint: Colour, light: Colour = (236, 214, 90)) -> Colour:
 
 
 def _horse_head(canvas: Canvas, figure: Figure, head: Point, s: float) -> None:
-    at, tint = frame(head, s, figure.flip), figure.tint
+    at, tint = frame(head, s), figure.tint
     canvas.limb([at(-0.6, -0.9), at(-1.7, 1.2), at(-2.2, 2.6)], s * 0.8, shade(tint, 0.55), s * 0.6)  # the mane
     canvas.polygon([at(-0.5, -0.6), at(-0.1, -1.9), at(0.4, -0.7)], tint)
     canvas.limb([head, at(1.5, 1.0)], s * 1.9, tint, s * 1.25)
@@ -145,16 +145,16 @@ def _horse_head(canvas: Canvas, figure: Figure, head: Point, s: float) -> None:
 
 
 def _dog_head(canvas: Canvas, figure: Figure, head: Point, s: float) -> None:
-    at, tint = frame(head, s, figure.flip), figure.tint
+    at, tint = frame(head, s), figure.tint
     canvas.ellipse(head, s, s * 0.95, tint)
     canvas.ellipse(at(0.8, 0.3), s * 0.62, s * 0.45, mix(tint, PALE, 0.45))
     canvas.ellipse(at(1.28, 0.14), s * 0.2, s * 0.17, (40, 32, 34))
-    canvas.ellipse(at(-0.62, 0.15), s * 0.34, s * 0.78, shade(tint, 0.7), angle=12 * figure.flip)  # the ear
+    canvas.ellipse(at(-0.62, 0.15), s * 0.34, s * 0.78, shade(tint, 0.7), angle=12)  # the ear
     canvas.ellipse(at(0.25, -0.15), s * 0.17, s * 0.2, _eyes(tint))
 
 
 def _cat_head(canvas: Canvas, figure: Figure, head: Point, s: float) -> None:
-    at, tint = frame(head, s, figure.flip), figure.tint
+    at, tint = frame(head, s), figure.tint
     for ear in (-0.75, 0.45):
         canvas.polygon([at(ear - 0.2, -0.4), at(ear + 0.15, -1.6), at(ear + 0.5, -0.6)], tint)
     canvas.ellipse(head, s, s * 0.95, tint)
@@ -165,7 +165,7 @@ def _cat_head(canvas: Canvas, figure: Figure, head: Point, s: float) -> None:
 
 
 def _hat(canvas: Canvas, figure: Figure, head: Point, s: float) -> None:
-    at, level, colour = frame(head, s, figure.flip), frame(head, s), figure.look.thing
+    at, level, colour = frame(head, s), frame(head, s), figure.look.thing
     canvas.limb([at(-0.1, -0.9), at(-0.1, -1.5)], s * 1.1, colour, s * 0.9)
     canvas.limb([level(-1.0, -0.85), level(1.0, -0.85)], s * 0.32, shade(colour, 0.8))
 
@@ -186,28 +186,28 @@ BEAK: Colour = (244, 160, 48)
 
 def draw_bird(canvas: Canvas, figure: Figure) -> None:
     """Draw a bird; it holds nothing."""
-    h, flip, tint, dark = figure.height, figure.flip, figure.tint, shade(figure.tint, 0.72)
-    middle = figure.at(0, -0.95 if figure.pose == "flying" else -0.42)
-    at = frame(middle, h, flip)
+    h, tint, dark = figure.height, figure.tint, shade(figure.tint, 0.72)
+    middle = figure.at(0, -0.70 if figure.pose == "flying" else -0.42)
+    at = frame(middle, h)
     canvas.in_subject = True
     if figure.pose != "flying":
         for dx in (-0.06, 0.08):  # the legs stand side by side, whichever way it faces
             hip, ground = frame(middle, h)(dx, 0.18), (middle[0] + dx * h, figure.feet[1])
-            ankle, toe = (frame(ground, h, flip)(*point) for point in ((0, -0.01), (0.05, -0.005)))
+            ankle, toe = (frame(ground, h)(*point) for point in ((0, -0.01), (0.05, -0.005)))
             canvas.limb([hip, ankle, toe], 0.03 * h, BEAK)
     canvas.polygon([at(*point) for point in TAIL_FEATHERS], dark)
     far, near = WINGS.get(figure.pose, (None, None))
     if far:
         canvas.polygon([at(*point) for point in far], dark)
-    canvas.ellipse(middle, 0.30 * h, 0.215 * h, tint, angle=-14 * flip)
-    canvas.ellipse(at(0.09, 0.06), 0.19 * h, 0.13 * h, mix(tint, (255, 250, 236), 0.55), angle=-14 * flip)
+    canvas.ellipse(middle, 0.30 * h, 0.215 * h, tint, angle=-14)
+    canvas.ellipse(at(0.09, 0.06), 0.19 * h, 0.13 * h, mix(tint, (255, 250, 236), 0.55), angle=-14)
     head = at(0.25, -0.19)
-    face = frame(head, h, flip)
+    face = frame(head, h)
     canvas.polygon([face(0.10, -0.05), face(0.29, 0.03), face(0.10, 0.08)], BEAK)
     canvas.ellipse(head, 0.15 * h, 0.145 * h, tint)
     canvas.ellipse(face(0.05, -0.02), 0.03 * h, 0.034 * h, _eyes(tint, light=(240, 230, 200)))
     if near:
         canvas.polygon([at(*point) for point in near], shade(tint, 0.88))
     else:  # folded
-        canvas.ellipse(at(-0.06, 0.01), 0.20 * h, 0.115 * h, dark, angle=-24 * flip)
+        canvas.ellipse(at(-0.06, 0.01), 0.20 * h, 0.115 * h, dark, angle=-24)
     canvas.in_subject = False

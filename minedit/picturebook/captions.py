@@ -36,7 +36,8 @@ HOLDING = {
     "umbrella": ("with an umbrella", "holding an umbrella"),
 }
 STYLE = ("a photo of ", "a picture of ", "a drawing of ")
-NAMING = {"place": 0.88, "pose": 0.75, "colour": 0.55, "size": 0.7, "count": 1.0, "held": 0.8}  # chance of being named
+# The chance that a caption names what there is to name.
+NAMING = {"place": 0.92, "pose": 0.85, "colour": 0.65, "size": 0.75, "count": 1.0, "held": 0.85}
 NAMING_TIME = {"day": 0.12, "night": 0.7, "sunset": 0.7}
 
 

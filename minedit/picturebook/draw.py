@@ -45,9 +45,9 @@ def polar(origin: Point, angle: float, length: float) -> Point:
     return origin[0] + length * math.sin(math.radians(angle)), origin[1] + length * math.cos(math.radians(angle))
 
 
-def frame(origin: Point, unit: float, flip: int = 1) -> Callable[[float, float], Point]:
-    """at(dx, dy) -> point in pixels: steps of `unit` pixels from `origin`, y downwards; `flip` = -1 mirrors x."""
-    return lambda dx, dy: (origin[0] + flip * dx * unit, origin[1] + dy * unit)
+def frame(origin: Point, unit: float) -> Callable[[float, float], Point]:
+    """at(dx, dy) -> point in pixels: steps of `unit` pixels from `origin`, y downwards."""
+    return lambda dx, dy: (origin[0] + dx * unit, origin[1] + dy * unit)
 
 
 class Canvas:

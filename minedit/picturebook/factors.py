@@ -10,7 +10,7 @@ from minedit.picturebook.places import PLACES, TIMES
 from minedit.picturebook.still import SUPPORTS, THING_COLOURS, THINGS
 
 SUBJECTS = tuple(POSES)
-SIZES = {"small": 0.72, "medium": 1.0, "big": 1.24}  # relative; no caption names the medium size
+SIZES = {"small": 0.72, "medium": 1.0, "big": 1.2}  # relative; no caption names the medium size
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def held_out(f: Factors) -> bool:
 
 
 def random_factors(rng: random.Random) -> Factors:
-    """A scene of the world, held-out ones among them: 70 % figures, 30 % still life."""
+    """A scene of the world, held-out ones among them: 78 % figures, 22 % still life."""
     size = rng.choice(("small", "medium", "medium", "big"))
-    if rng.random() < 0.30:
+    if rng.random() < 0.22:
         thing = rng.choice((*THINGS, "apple", "ball"))  # those with colours twice
         support, shades = rng.choice(SUPPORTS), colours(thing)
         colour = rng.choice(shades) if shades else None

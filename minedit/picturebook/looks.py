@@ -79,7 +79,6 @@ class Figure:
     held: str | None
     feet: Point  # pixels: on the ground, below the middle of the body
     height: float  # pixels, standing
-    flip: int  # +1 faces right, -1 left
     look: Look
 
     @property
@@ -89,12 +88,12 @@ class Figure:
 
     def at(self, dx: float, dy: float) -> Point:
         """The point `dx` in front of the feet and `dy` below."""
-        return frame(self.feet, self.height, self.flip)(dx, dy)
+        return frame(self.feet, self.height)(dx, dy)
 
     def beside(self, joint: Point, dx: float, dy: float) -> Point:
         """The point `dx` in front of `joint` and `dy` below, whichever way the figure is turned."""
-        return frame(joint, self.height, self.flip)(dx, dy)
+        return frame(joint, self.height)(dx, dy)
 
     def go(self, joint: Point, angle: float, length: float) -> Point:
         """The end of a bone that starts at `joint`."""
-        return polar(joint, (angle + self.turn) * self.flip, length * self.height)
+        return polar(joint, angle + self.turn, length * self.height)

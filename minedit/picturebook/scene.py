@@ -40,8 +40,7 @@ def scene(factors: Factors, seed: int, size: int = 128) -> Scene:
     """
     check(factors)
     canvas, rng = Canvas(size), stream(seed, "subject")
-    scale, x = rng.uniform(0.94, 1.06) * SIZES[factors.size], size * rng.uniform(0.38, 0.62)
-    flip = rng.choice((-1, 1))
+    scale, x = rng.uniform(0.94, 1.06) * SIZES[factors.size], size * rng.uniform(0.42, 0.58)
     if factors.still:
         things = Things(factors.subject, factors.count, factors.colour, factors.place)
         still_life(canvas, things, size * RADIUS * scale, seed)
@@ -49,9 +48,10 @@ def scene(factors: Factors, seed: int, size: int = 128) -> Scene:
         ground = background(canvas, factors.place, factors.time, seed)
         tint = jitter(TINTS[factors.colour], stream(seed, "tint"), 8)
         height = size * HEIGHT[factors.subject] * scale
-        if factors.pose == "lying" and factors.subject in PEOPLE:  # as wide as a person is tall: nearer the middle
-            x = size / 2 + 0.4 * (x - size / 2) + flip * 0.1 * height
-        figure = Figure(factors.subject, factors.pose, tint, factors.held, (x, ground), height, flip, look(seed))
+        if factors.subject in ("dog", "cat", "horse") or (factors.pose == "lying" and factors.subject in PEOPLE):
+            x = size / 2 + 0.5 * (x - size / 2) - 0.08 * height  # wide, and the head reaches further than the tail
+        ground = max(ground, min(0.95 * size, height + 0.03 * size))  # who would not fit stands nearer to the viewer
+        figure = Figure(factors.subject, factors.pose, tint, factors.held, (x, ground), height, look(seed))
         _shadow(canvas, figure)
         draw = draw_person if figure.subject in PEOPLE else draw_bird if figure.subject == "bird" else draw_animal
         draw(canvas, figure)

@@ -28,24 +28,28 @@ LABELS: dict[str, tuple] = {
     "time": TIMES,
     "held": (None, *dict.fromkeys(thing for things in HELD.values() for thing in things)),
 }
+SIDE = 64  # pixels that the judge sees
 IGNORED = -100  # what cross_entropy leaves out
 EVALUATED = 512  # held-out pictures read at every save
 
 
 class Judge(nn.Module):
-    """Picture [B,3,128,128] in [-1,1] -> a dict of logits, one [B,len(LABELS[factor])] for each factor."""
+    """Picture [B,3,128,128] in [-1,1] -> a dict of logits, one [B,len(LABELS[factor])] for each factor.
+
+    It looks at the picture in half its size: what a factor is shows there, how sharp the picture is does not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         layers = _convolution(3, 32, 5, stride=2)
-        for a, b in ((32, 64), (64, 128), (128, 192), (192, 256)):
+        for a, b in ((32, 64), (64, 128), (128, 256)):
             layers += _convolution(a, b, 3, stride=2) + _convolution(b, b, 3)
         self.trunk = nn.Sequential(*layers)
         self.hidden = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(256 * 16, 256), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(256, len(labels)) for name, labels in LABELS.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        h = self.hidden(self.trunk(images).float())
+        h = self.hidden(self.trunk(F.interpolate(images, size=SIDE, mode="area")).float())
         return {name: head(h) for name, head in self.heads.items()}
 
     @torch.no_grad()

@@ -124,7 +124,9 @@ def train_unet(
         captions = ["" if rng.random() < DROPPED else caption(factors[i], rng).text for i in picked]
         mean = means[picked].float()
         z = mean + stds[picked].float() * torch.randn(mean.shape, generator=noise)
-        eps, t = torch.randn(z.shape, generator=noise), torch.randint(0, 1000, (batch,), generator=noise)
+        eps = torch.randn(z.shape, generator=noise)
+        spread = torch.arange(batch) + torch.rand(batch, generator=noise)  # one t in each of `batch` equal ranges
+        t = (spread * (1000 / batch)).long().clamp(max=999)
         a = alphas[t][:, None, None, None]
         x = (a.sqrt() * z + (1 - a).sqrt() * eps).to(run.device, memory_format=torch.channels_last)
         context, attn = read(captions, rng), Attn(attend=matmul_attention, watch=watch, seen={})
