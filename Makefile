@@ -5,10 +5,11 @@ PYTHON ?= python3
 TORCH ?= -r requirements.txt
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCE ?= a red apple on the table
-TARGET ?= two red apples on the table
+SOURCE ?= a boy in the park
+TARGET ?= a sitting boy in the park
+SEED ?= 2
 OUT ?= out
-# Further options of the commands: make edit ARGS="--seed 1 2 --method p2p"
+# Further options of the commands: make edit SEED="1 2" ARGS="--method p2p"
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -18,7 +19,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 edit: $(VENV)/installed ## edit one picture with the embedded checkpoint; pictures and settings go to out/
-	$(BIN)/minedit edit "$(SOURCE)" "$(TARGET)" --out "$(OUT)" $(ARGS)
+	$(BIN)/minedit edit "$(SOURCE)" "$(TARGET)" --seed $(SEED) --out "$(OUT)" $(ARGS)
 
 test: $(VENV)/installed ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)
@@ -34,7 +35,8 @@ kernels: $(VENV)/installed ## compile the fused kernel for GPUs, here or not: re
 parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
 	COMPVIS="$(COMPVIS)" $(VENV)-parity/bin/python -m pytest -q -s tests/parity $(ARGS)
 
-bench: $(VENV)/installed $(VENV)-parity/installed ## time edits, and a full-size UNet beside diffusers'; rows go to benchmarks/*.csv
+bench: $(VENV)/installed $(VENV)-parity/installed ## time kernels, edits, a full-size UNet beside diffusers'; rows go to benchmarks/*.csv
+	$(BIN)/minedit kernels bench --csv benchmarks/kernels.csv
 	$(BIN)/python benchmarks/edit.py
 	$(VENV)-parity/bin/python benchmarks/unet.py $(ARGS)
 

@@ -184,7 +184,7 @@ def test_every_stage_takes_its_steps(tmp_path, monkeypatch, drawn, pictures):
     train_unet.train_unet(SMALL.unet, text, tokenizer(SMALL), drawn, latents, run["unet"], batch=2)
     assert all(not torch.equal(p, before[name]) for name, p in text.named_parameters() if "embed" in name)
     large = Pictures(nn.functional.interpolate(pictures, size=128))
-    train_judge(large, large, run["judge"], batch=2)
+    train_judge(large, large, large, run["judge"], batch=4)
     assert log(run["vae"])["psnr"] > 0 and log(run["unet"])["mse"] > 0 and 0 < log(run["unet"])["astray"] < 1
     assert log(run["text"])["recall_at_1_of_4"] in (0, 0.25, 0.5, 0.75, 1)
     assert 0 <= log(run["judge"])["pose_accuracy"] <= 1

@@ -46,6 +46,8 @@ def draw_person(canvas: Canvas, figure: Figure) -> None:
     near_arm, far_arm = stance.arms
     if figure.held in REACH and figure.pose not in BUSY:
         near_arm = REACH[figure.held]
+        if figure.pose == "waving":  # with the other arm
+            far_arm = tuple(-angle for angle in stance.arms[0])
     hip, torso = _hip(figure, stance), 180 - stance.lean + own.tilt * 0.4
     neck, shoulder = figure.go(hip, torso, 0.30), figure.go(hip, torso, 0.265)
     head = figure.go(neck, 180 - stance.lean * 0.6 + own.tilt, 0.15)

@@ -93,7 +93,9 @@ def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
     elif stage == "text":
         _keep(train_text(config, tokenizer(config), seen, unseen, run), run.folder)
     else:
-        judge = train_judge(seen, unseen, run)
+        with first_worker_first():
+            kept = Drawings(data, max(FEWEST, args.scenes // 4), size, run.seed + 1, unseen=True)
+        judge = train_judge(seen, kept, unseen, run)
         if worker() == 0:
             save_judge(judge, run.folder / "judge.safetensors")
 

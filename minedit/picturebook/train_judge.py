@@ -30,6 +30,7 @@ LABELS: dict[str, tuple] = {
 }
 SIDE = 64  # pixels that the judge sees
 IGNORED = -100  # what cross_entropy leaves out
+KEPT = 4  # one in so many pictures of a batch is of a composition kept from the UNet
 EVALUATED = 512  # held-out pictures read at every save
 
 
@@ -75,18 +76,24 @@ def labels(factors: list[Factors]) -> dict[str, Tensor]:
     return {name: torch.tensor([index(f, name) for f in factors]) for name in LABELS}
 
 
-def train_judge(seen: Drawings, unseen: Drawings, run: Training, batch: int = 64) -> Judge:
-    """Train the judge on `seen`; its accuracy on the first `EVALUATED` of `unseen` is logged."""
+def train_judge(seen: Drawings, kept: Drawings, unseen: Drawings, run: Training, batch: int = 64) -> Judge:
+    """Train the judge on `seen` and on `kept`; its accuracy on the first `EVALUATED` of `unseen` is logged.
+
+    `kept` are other renderings of the compositions that the UNet never sees. The judge must read exactly these, and
+    without them it took, now and then, a sitting cat in the snow for the dog that it had met there.
+    """
     torch.manual_seed(run.seed)
     judge = Judge().to(run.device, memory_format=torch.channels_last)
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = run.chances("judge", step)
-        picked = [rng.randrange(len(seen)) for _ in range(batch)]
-        x = _soften(seen.tensor(picked), rng, run.noise(step)).to(run.device, memory_format=torch.channels_last)
+        parts = (seen, batch - batch // KEPT), (kept, batch // KEPT)
+        picked = [(part, [rng.randrange(len(part)) for _ in range(share)]) for part, share in parts]
+        x = torch.cat([part.tensor(indices) for part, indices in picked])
+        x = _soften(x, rng, run.noise(step)).to(run.device, memory_format=torch.channels_last)
         with run.bfloat16():
             logits = judge(x)
-        want, losses = labels([seen.factors[i] for i in picked]), {}
+        want, losses = labels([part.factors[i] for part, indices in picked for i in indices]), {}
         for name in LABELS:
             asked = (want[name] != IGNORED).any()
             right = want[name].to(run.device)
