@@ -76,6 +76,24 @@ def test_masks_cover_a_sensible_share():
         assert 0.03 < share < 0.20, (factors, share)
 
 
+def test_poses_look_different_whatever_is_held():
+    """Also waving: an arm behind the head, or busy with a cup, would look like standing."""
+    for subject, poses in POSES.items():
+        for held in (None, *HELD[subject]):
+            figure = Factors(subject, "park", colours(subject)[0], "medium", poses[0], "day", held)
+            masks = [arrays(replace(figure, pose=pose), 3, 2 * SMALL)[1] for pose in poses]
+            for (one, a), (other, b) in itertools.combinations(zip(poses, masks, strict=True), 2):
+                assert (a ^ b).sum() > 0.04 * (a | b).sum(), (subject, held, one, other)
+
+
+def test_figures_stay_in_the_picture():
+    """A medium one to a hand or a toe: a cut of a sixth of a side at the most; a small one altogether."""
+    for figure, seed in figures():
+        for size, cut in (("small", 0), ("medium", 2 * SMALL // 6)):
+            subject = arrays(replace(figure, size=size), seed, 2 * SMALL)[1]
+            assert subject[0].sum() + subject[:, 0].sum() + subject[:, -1].sum() <= cut, (figure, seed, size)
+
+
 def test_another_pose_leaves_the_background():
     for factors, seed in figures():
         pose = next(pose for pose in POSES[factors.subject] if pose != factors.pose)
