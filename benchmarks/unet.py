@@ -9,7 +9,8 @@ the four rows of an edit: unconditional and conditional, source and target. Memo
 resident before it, in a process of its own. diffusers is measured where it can be imported.
 
 "stored maps" is attention as the public Prompt-to-Prompt code does it, for contrast: probabilities materialised, the
-source's put in place of the target's, and those of every map up to 32 x 32 added to a store.
+source's put in place of the target's, and those of every map up to 32 x 32 added to a store. "channels-last" of ours is
+what fast.py does to a UNet on a GPU.
 """
 
 from __future__ import annotations
@@ -37,14 +38,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minedit.attention import Attn, Edit, Gate, Rule, sdpa
 from minedit.config import SD14
-from minedit.fast import fast
-from minedit.model import Model
+from minedit.fast import lay_out
 from minedit.plan import SELF_RULE, SOURCE, TARGET, injected_sites
 from minedit.unet import UNet
 
 TABLE = Path(__file__).with_suffix(".csv")
-WORKS = {1: ("minedit", "minedit --fast", "diffusers", "diffusers channels-last")}
-WORKS[4] = (*WORKS[1], "edit", "edit --fast", "stored maps")
+WORKS = {1: ("minedit", "minedit channels-last", "diffusers", "diffusers channels-last")}
+WORKS[4] = (*WORKS[1], "edit", "edit channels-last", "stored maps")
 Step = Callable[[Tensor, Tensor, Tensor], object]
 
 
@@ -137,7 +137,7 @@ def work(name: str) -> Step:
         theirs = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8).eval()
         theirs = theirs.to(memory_format=torch.channels_last) if "channels-last" in name else theirs
         return lambda x, t, context: theirs(x, t, context).sample
-    unet = ours(laid_out="--fast" in name)
+    unet = ours(laid_out="channels-last" in name)
     if name.startswith("edit"):
         rules = edited(unet)
         return lambda x, t, context: unet(x, t, context, Attn(sdpa, rules))
@@ -163,8 +163,9 @@ def ours(laid_out: bool) -> UNet:
     with torch.device("meta"):
         unet = UNet(SD14.unet).eval()
     unet.load_state_dict(weights(), strict=True, assign=True)  # shared by all works: four copies would not fit
-    model = Model(unet, nn.Identity(), None, None, SD14, sdpa, "sdpa", torch.device("cpu"), torch.float32)
-    return fast(model).unet if laid_out else unet
+    if laid_out:
+        lay_out(unet)
+    return unet
 
 
 def edited(unet: UNet) -> dict[str, Rule]:

@@ -1,5 +1,7 @@
-"""A loaded model -> the same model, laid out for speed. benchmarks/unet.py and gpu.py measure what it gains.
+"""A loaded model -> the same model, laid out for speed on a GPU. benchmarks/gpu.py measures what it gains.
 
+On a CPU nothing that was tried made a step of SD-v1.4 faster, so there the model stays as it is: channels-last took 1.1
+x the time, and linear layers packed for oneDNN, or one product for q, k and v, gained less than the noise.
 Names, shapes and the state dict stay the checkpoint's; results differ from the plain model's by rounding alone.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minedit.graphs import Recorded
 from minedit.model import Model
@@ -16,54 +18,26 @@ from minedit.unet import CrossAttention
 
 
 def fast(model: Model) -> Model:
-    """The modules of `model` changed in place, in a Model that says so.
+    """The modules of `model` changed in place, in a Model that says so; on a CPU `model` itself.
 
-    Convolutions read channels-last, which spares the reordering before and after each. On a CPU the UNet's linear
-    layers keep their float32 weights a second time, as oneDNN reads them. Elsewhere self-attention multiplies once for
-    q, k and v, and on CUDA the UNet's steps are replayed (graphs.py). Merge LoRAs before: `lora.merge` refuses a fast
-    model.
+    Convolutions read channels-last, self-attention multiplies once for q, k and v, and on CUDA the UNet's steps are
+    replayed (graphs.py). Merge LoRAs before: `lora.merge` refuses a fast model.
     """
-    if model.fast:
+    if model.fast or model.device.type == "cpu":
         return model
-    for module in (model.unet, model.vae):
-        module.to(memory_format=torch.channels_last)
-    if model.device.type != "cpu":
-        fuse(model.unet)
-        if model.device.type == "cuda":
-            model.unet.forward = Recorded(model.unet.forward)
-    elif model.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        pack(model.unet)
+    lay_out(model.unet)
+    lay_out(model.vae)
+    if model.device.type == "cuda":
+        model.unet.forward = Recorded(model.unet.forward)
     return replace(model, fast=True)
 
 
-def fuse(unet: nn.Module) -> None:
-    """In each self-attention one matrix [3C,C], whose thirds are the weights of to_q, to_k, to_v: the same memory."""
-    for layer in unet.modules():
+def lay_out(module: nn.Module) -> None:
+    """Channels-last, and in each self-attention one matrix [3C,C], of which to_q, to_k and to_v are the thirds."""
+    module.to(memory_format=torch.channels_last)
+    for layer in module.modules():
         if isinstance(layer, CrossAttention) and layer.site.kind == "self":
             parts = (layer.to_q, layer.to_k, layer.to_v)
             layer.to_qkv = torch.cat([part.weight.detach() for part in parts])
             for part, weight in zip(parts, layer.to_qkv.chunk(3), strict=True):
                 part.weight = nn.Parameter(weight, requires_grad=False)
-
-
-class PackedLinear(nn.Module):
-    """nn.Linear on a CPU, its weights arranged for oneDNN once: torch's own calls MKL, slow on other makers' chips."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias  # for the state dict
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), ROWS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-
-
-ROWS = 1024  # that oneDNN arranges for; other numbers work as well
-
-
-def pack(unet: nn.Module) -> None:
-    """Each nn.Linear of the UNet replaced by a PackedLinear of the same name."""
-    for parent in list(unet.modules()):
-        for name, layer in parent.named_children():
-            if type(layer) is nn.Linear:
-                setattr(parent, name, PackedLinear(layer))

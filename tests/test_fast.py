@@ -9,7 +9,6 @@ import pytest
 import torch
 from seeded import normal, relative
 from small_model import TOKENS, small_model
-from torch import nn
 
 import minedit
 from minedit import adapedit
@@ -17,7 +16,7 @@ from minedit.adapedit import AdapEditConfig
 from minedit.attention import Attn
 from minedit.config import MineditError
 from minedit.edit import measure
-from minedit.fast import PackedLinear, fast, fuse
+from minedit.fast import fast, lay_out
 from minedit.lora import merge
 from minedit.sample import Run
 
@@ -31,7 +30,15 @@ def sd():
 
 @pytest.fixture(scope="module")
 def quick(sd):
-    return fast(replace(sd, unet=copy.deepcopy(sd.unet), vae=copy.deepcopy(sd.vae)))
+    """As on a GPU, but for the recording (test_graphs.py)."""
+    unet, vae = copy.deepcopy(sd.unet), copy.deepcopy(sd.vae)
+    lay_out(unet)
+    lay_out(vae)
+    return replace(sd, unet=unet, vae=vae, fast=True)
+
+
+def test_on_a_cpu_nothing_changes(sd):
+    assert fast(sd) is sd
 
 
 def test_an_edit_is_the_same_but_for_rounding(sd, quick):
@@ -46,35 +53,8 @@ def test_names_and_weights_stay(sd, quick, tmp_path):
         assert ours.keys() == plain.keys() and all(torch.equal(ours[name], x) for name, x in plain.items())
 
 
-def test_linear_layers_are_packed_on_a_cpu(sd, quick):
-    names = [name for name, layer in sd.unet.named_modules() if type(layer) is nn.Linear]
-    assert names and all(isinstance(quick.unet.get_submodule(name), PackedLinear) for name in names)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_layer_is_the_layer(bias):
-    """Oracle: nn.Linear, for one row, many, and more than it was packed for."""
-    layer = nn.Linear(48, 80, bias=bias).requires_grad_(False)
-    for shape in ((48,), (1, 48), (2, 7, 48), (3, 1000, 48)):
-        x = normal("x", *shape)
-        assert relative(PackedLinear(layer)(x), layer(x)) < 1e-6, shape
-
-
-@pytest.fixture(scope="module")
-def fused(sd):
-    """The UNet as `fast` lays it out elsewhere than on a CPU."""
-    unet = copy.deepcopy(sd.unet)
-    fuse(unet)
-    return unet
-
-
-def test_self_attention_multiplies_once(sd, fused):
-    x, t, context = normal("x", 4, 4, 8, 8), torch.tensor([500] * 4), normal("context", 4, TOKENS, 16)
-    with torch.inference_mode():
-        assert relative(fused(x, t, context, Attn()), sd.unet(x, t, context, Attn())) < 1e-5
-    ours, plain = fused.state_dict(), sd.unet.state_dict()
-    assert ours.keys() == plain.keys() and all(torch.equal(ours[name], value) for name, value in plain.items())
-    layers = {m.site.name: m for m in fused.modules() if hasattr(m, "site")}
+def test_self_attention_multiplies_once(quick):
+    layers = {m.site.name: m for m in quick.unet.modules() if hasattr(m, "site")}
     for name, layer in layers.items():
         assert (layer.to_qkv is not None) == (layer.site.kind == "self"), name
         if layer.to_qkv is not None:  # one memory by two names
@@ -86,9 +66,9 @@ def test_a_lora_comes_first(quick, tmp_path):
         merge(quick, tmp_path / "lora.safetensors")
 
 
-def test_the_edited_step_compiles_without_a_break(sd, fused):
+def test_the_edited_step_compiles_without_a_break(quick):
     """fullgraph=True raises at a break."""
-    model, settings = replace(sd, unet=fused), AdapEditConfig(lambda_tau=1.5)
+    model, settings = quick, AdapEditConfig(lambda_tau=1.5)
     source, target = (model.tokenizer.encode(text) for text in (BOY, SITTING))
     found = measure(model, source, target, 0, Run(steps=8), settings)
     plan = adapedit.plan(model, source, target, 8, settings, found)
