@@ -6,7 +6,6 @@ Prints the median of synchronised runs after a warm-up and appends a row for eac
 """
 
 import argparse
-import csv
 import platform
 import statistics
 import time
@@ -14,6 +13,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from table import append
 
 import minedit
 from minedit.edit import METHODS
@@ -67,12 +67,7 @@ def main() -> None:
     ]
     for row in rows:
         print(f"{row['work']:13} {row['seconds']:>8} s  {row['ratio']:>6} x two pictures")
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(TABLE, rows)
 
 
 if __name__ == "__main__":

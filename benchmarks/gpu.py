@@ -10,7 +10,6 @@ benchmarks/gpu.csv; goals are for one H200.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from collections.abc import Callable
 from datetime import date
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from table import append
 
 import minedit
 from minedit.attention import backend, eager
@@ -50,12 +50,7 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in told.items()))
     with torch.inference_mode():
         rows = [*attention(DTYPES[args.dtype], args.repeats), *pictures(DTYPES[args.dtype], args.repeats)]
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*told, *rows[0]])
-        if new:
-            writer.writeheader()
-        writer.writerows(told | row for row in rows)
+    append(TABLE, [told | row for row in rows])
 
 
 def attention(dtype: torch.dtype, repeats: int) -> list[dict]:

@@ -13,7 +13,6 @@ stays in its file has none of its weights in memory yet: they come in at their f
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import json
 import platform
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from table import append
 
 from minedit import checkpoint
 from minedit.attention import backend
@@ -73,12 +73,7 @@ def main() -> None:
                 for dtype in args.dtype:
                     found = [child(args.model, "measure", str(file), reader, dtype) for _ in range(args.repeats)]
                     rows.append(told | row(file, reader, dtype, found))
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as table:
-        writer = csv.DictWriter(table, rows[0])
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(TABLE, rows)
 
 
 def row(file: Path, reader: str, dtype: str, found: list[dict]) -> dict:

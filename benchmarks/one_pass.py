@@ -4,14 +4,13 @@
 
 Pairs are captions of the picture book with one factor changed, held-out compositions among them. |Δτ| is the mean over
 the kept words of all pairs. The first `--edits` pairs are edited by every way in turn: times are sums over them, and
-where a judge network is found (`minedit train judge`) it reads the changed factor off each edit and, off source and
-edit, the others; "kept" is how many of those are read the same in both. Rows go to benchmarks/one_pass.csv.
+the judge reads the changed factor off each edit and, off source and edit, the others; "kept" is how many of those are
+read the same in both. Rows go to benchmarks/one_pass.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import statistics
 import time
@@ -20,6 +19,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from table import append
 
 import minedit
 from minedit import adapedit
@@ -56,8 +56,7 @@ def main() -> None:
     parser.add_argument("--model")
     args = parser.parse_args()
     sd = minedit.load(args.model)
-    file = weights_folder() / "picturebook-judge.safetensors"
-    judge = load_judge(file) if file.is_file() else None
+    judge = load_judge(weights_folder() / "picturebook-judge.safetensors")
     took, read = dict.fromkeys(WAYS, 0.0), {way: [0, 0, 0, 0] for way in WAYS}  # changed right, asked; kept, of
     off: dict[tuple[str, str], list[float]] = {(way, against): [] for way in WAYS for against in AGAINST}
     minedit.edit(sd, "a boy", "a girl", steps=2)  # the warm-up
@@ -70,8 +69,7 @@ def main() -> None:
                 done = minedit.edit(sd, *pair, method, seed=seed, steps=args.steps, **settings)
                 took[way] += time.perf_counter() - began
                 tau[way] = [word.tau for word in done.words]
-                if judge:
-                    read[way] = [a + b for a, b in zip(read[way], judged(judge, done, before, after), strict=True)]
+                read[way] = [a + b for a, b in zip(read[way], judged(judge, done, before, after), strict=True)]
             elif method == "adapedit":
                 tau[way] = taus(sd, pair, seed, args.steps, settings)
         alignment = align(*(sd.tokenizer.encode(text) for text in pair))
@@ -86,17 +84,12 @@ def main() -> None:
         seconds, right, asked, kept, others = took[way] / max(1, args.edits), *read[way]
         row = {**told, "way": way, "seconds": f"{seconds:.3f}", "ratio": f"{took[way] / (took['p2p'] or 1):.3f}"}
         row |= {f"off from {a}": "" if way == "p2p" else f"{statistics.fmean(off[way, a]):.4f}" for a in AGAINST}
-        row |= {"changed": f"{right}/{asked}" * bool(judge), "kept": f"{kept}/{others}" * bool(judge)}
+        row |= {"changed": f"{right}/{asked}", "kept": f"{kept}/{others}"}
         shown = " ".join(f"{row[f'off from {a}']:>8} from {a}" for a in AGAINST if way != "p2p")
         print(f"  {way:30}{row['seconds']:>8} s {row['ratio']:>7} x p2p   |Δτ| {shown:58} "
               f"changed {row['changed']:>6} kept {row['kept']:>7}")  # fmt: skip
         rows.append(row)
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(TABLE, rows)
 
 
 def taus(sd: Model, pair: Pair, seed: int, steps: int, settings: dict) -> list[float]:

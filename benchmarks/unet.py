@@ -16,7 +16,6 @@ what fast.py does to a UNet on a GPU.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import json
 import platform
@@ -33,6 +32,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from table import append
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -64,12 +64,7 @@ def main() -> None:
             print(json.dumps(peak(args.memory, args.batch[0], args.side)))
             return
         rows = [row for batch in args.batch for row in measured(batch, args)]
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(TABLE, rows)
 
 
 def measured(batch: int, args: argparse.Namespace) -> list[dict]:

@@ -1,7 +1,8 @@
 """A loaded model -> the same model, laid out for speed on a GPU. benchmarks/gpu.py measures what it gains.
 
-On a CPU nothing that was tried made a step of SD-v1.4 faster, so there the model stays as it is: channels-last took 1.1
-x the time, and linear layers packed for oneDNN, or one product for q, k and v, gained less than the noise.
+On a CPU nothing that was tried made a step of SD-v1.4 faster, so there the model stays as it is: channels-last with
+linear layers packed for oneDNN took 1.1 x the time, those layers alone, or one product for q, k and v, gained less than
+the noise.
 Names, shapes and the state dict stay the checkpoint's; results differ from the plain model's by rounding alone.
 """
 

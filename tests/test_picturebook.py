@@ -1,11 +1,14 @@
 """The picture-book world: what is drawn, and what is held out of training. Oracle: the mask of the subject."""
 
 import itertools
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from minedit.picturebook import dataset
 from minedit.picturebook.dataset import CELL, Drawings, factors_of
 from minedit.picturebook.factors import HELD_OUT, SIZES, SUBJECTS, Factors, check, colours, held_out
 from minedit.picturebook.looks import HELD, POSES
@@ -197,3 +200,21 @@ def test_drawings_are_the_scenes_and_are_drawn_once(tmp_path):
     assert x.shape == (2, 3, SMALL, SMALL) and x.min() >= -1 and x.max() <= 1
     assert again.masks.shape == (5, SMALL // CELL, SMALL // CELL) and again.masks.any(axis=(1, 2)).all()
     assert (((x[1].permute(1, 2, 0) + 1) * 127.5).round().numpy() == first.images[0]).all()
+
+
+def test_drawings_are_drawn_anew_once_the_style_changes(tmp_path, monkeypatch):
+    before = Drawings(tmp_path, 2, SMALL, 0)
+    monkeypatch.setattr(dataset, "style", lambda: "another")
+    after = Drawings(tmp_path, 2, SMALL, 0)
+    assert before.name != after.name and len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_style_knows_every_module_that_draws():
+    """`scene` and all of the picture book that it imports, directly or not."""
+    folder, found, waiting = Path(dataset.__file__).parent, set(), {"scene"}
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        source = (folder / f"{name}.py").read_text()
+        waiting |= set(re.findall(r"^from minedit\.picturebook\.(\w+) import", source, re.M)) - found
+    assert found == set(dataset.DRAWING)

@@ -165,9 +165,9 @@ def _cat_head(canvas: Canvas, figure: Figure, head: Point, s: float) -> None:
 
 
 def _hat(canvas: Canvas, figure: Figure, head: Point, s: float) -> None:
-    at, level, colour = frame(head, s), frame(head, s), figure.look.thing
+    at, colour = frame(head, s), figure.look.thing
     canvas.limb([at(-0.1, -0.9), at(-0.1, -1.5)], s * 1.1, colour, s * 0.9)
-    canvas.limb([level(-1.0, -0.85), level(1.0, -0.85)], s * 0.32, shade(colour, 0.8))
+    canvas.limb([at(-1.0, -0.85), at(1.0, -0.85)], s * 0.32, shade(colour, 0.8))
 
 
 WINGS = {  # far, near; from the middle of the body
@@ -191,8 +191,8 @@ def draw_bird(canvas: Canvas, figure: Figure) -> None:
     at = frame(middle, h)
     canvas.in_subject = True
     if figure.pose != "flying":
-        for dx in (-0.06, 0.08):  # the legs stand side by side, whichever way it faces
-            hip, ground = frame(middle, h)(dx, 0.18), (middle[0] + dx * h, figure.feet[1])
+        for dx in (-0.06, 0.08):
+            hip, ground = at(dx, 0.18), (middle[0] + dx * h, figure.feet[1])
             ankle, toe = (frame(ground, h)(*point) for point in ((0, -0.01), (0.05, -0.005)))
             canvas.limb([hip, ankle, toe], 0.03 * h, BEAK)
     canvas.polygon([at(*point) for point in TAIL_FEATHERS], dark)

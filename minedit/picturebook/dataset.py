@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from pathlib import Path
@@ -16,6 +17,7 @@ from minedit.picturebook.draw import stream
 from minedit.picturebook.factors import Factors, held_out, random_factors
 from minedit.picturebook.scene import scene
 
+DRAWING = ("animals", "draw", "factors", "looks", "people", "places", "scene", "still")  # what a picture depends on
 CELL = 8  # pixels a side of a mask's cell, as of a latent pixel
 
 
@@ -37,17 +39,25 @@ def _composition(rng: random.Random, unseen: bool) -> Factors:
             return factors
 
 
+def style() -> str:
+    """A short name of the way scenes are drawn: another once a line of the modules that draw is another."""
+    sources = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in DRAWING)
+    return hashlib.sha256(sources).hexdigest()[:8]
+
+
 class Drawings:
     """`count` scenes of `size` × `size` pixels, uint8 on disk in `folder`; held-out compositions if `unseen`.
 
-    They are drawn at the first use, which takes about 2 ms a scene, and read from the file after that.
+    They are drawn at the first use, which takes about 5 ms a scene, and read from the file after that. Once the way
+    scenes are drawn changes, so does `name`, and they are drawn anew.
     """
 
     def __init__(self, folder: Path, count: int, size: int, seed: int, unseen: bool = False) -> None:
         self.factors = [factors_of(seed, i, unseen) for i in range(count)]
         self.seeds = [seed * 1_000_000_007 + i + (500_000_000 if unseen else 0) for i in range(count)]
-        name, cells = f"{'unseen' if unseen else 'seen'}-{count}-{size}-{seed}.npy", size // CELL
-        shapes = {folder / f"drawings-{name}": (count, size, size, 3), folder / f"masks-{name}": (count, cells, cells)}
+        self.name, cells = f"{'unseen' if unseen else 'seen'}-{count}-{size}-{seed}-{style()}", size // CELL
+        pictures, masks = (folder / f"{kind}-{self.name}.npy" for kind in ("drawings", "masks"))
+        shapes = {pictures: (count, size, size, 3), masks: (count, cells, cells)}
         if not all(file.exists() for file in shapes):
             folder.mkdir(parents=True, exist_ok=True)
             partial = [file.with_suffix(".tmp") for file in shapes]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from minedit.picturebook.animals import draw_animal, draw_bird
+from minedit.picturebook.animals import BUILDS, draw_animal, draw_bird
 from minedit.picturebook.draw import WHITE, Canvas, jitter, shade, stream
 from minedit.picturebook.factors import SIZES, Factors, check
 from minedit.picturebook.looks import PEOPLE, TINTS, Figure, look
@@ -48,7 +48,7 @@ def scene(factors: Factors, seed: int, size: int = 128) -> Scene:
         ground = background(canvas, factors.place, factors.time, seed)
         tint = jitter(TINTS[factors.colour], stream(seed, "tint"), 8)
         height = size * HEIGHT[factors.subject] * scale
-        if factors.subject in ("dog", "cat", "horse") or (factors.pose == "lying" and factors.subject in PEOPLE):
+        if factors.subject in BUILDS or (factors.pose == "lying" and factors.subject in PEOPLE):
             x = size / 2 + 0.5 * (x - size / 2) - 0.08 * height  # wide, and the head reaches further than the tail
         ground = max(ground, min(0.95 * size, height + 0.03 * size))  # who would not fit stands nearer to the viewer
         figure = Figure(factors.subject, factors.pose, tint, factors.held, (x, ground), height, look(seed))
@@ -63,7 +63,7 @@ def _shadow(canvas: Canvas, figure: Figure) -> None:
     """Darken the ground below the subject; a flying bird is too high."""
     if figure.pose == "flying":
         return
-    wide = 0.5 if figure.pose in ("lying", "running") or figure.subject in ("dog", "cat", "horse") else 0.28
+    wide = 0.5 if figure.pose in ("lying", "running") or figure.subject in BUILDS else 0.28
     wide *= 0.7 if figure.pose == "jumping" else 1
     ground, light = canvas.colour_at(*figure.feet), canvas.light
     canvas.light = WHITE  # the ground is lit already

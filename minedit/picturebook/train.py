@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from pathlib import Path
 
@@ -80,8 +81,9 @@ def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
         vae = _trained(VAE(config.vae), args.runs / "vae").to(run.device, memory_format=torch.channels_last)
         text, unet = (begun.text, begun.unet) if begun else (text_tower(config, args.runs), None)
         with first_worker_first():
-            seen, file = Drawings(data, args.scenes, size, run.seed), f"latents-{args.scenes}-{run.seed}.safetensors"
-            latents = cached_latents(vae, seen, data / file, config.latent_scale)
+            seen = Drawings(data, args.scenes, size, run.seed)
+            file = data / f"latents-{seen.name}-{_fingerprint(vae)}.safetensors"
+            latents = cached_latents(vae, seen, file, config.latent_scale)
         _keep(train_unet(config.unet, text, tokenizer(config), seen, latents, run, unet=unet), run.folder)
         _keep(text, args.runs / "tower")
         return
@@ -98,6 +100,12 @@ def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
         judge = train_judge(seen, kept, unseen, run)
         if worker() == 0:
             save_judge(judge, run.folder / "judge.safetensors")
+
+
+def _fingerprint(module: nn.Module) -> str:
+    """A short name of its weights: latents of another autoencoder are no latents of this one."""
+    weights = (p.detach().cpu().contiguous().numpy() for p in module.parameters())
+    return hashlib.sha256(b"".join(x.tobytes() for x in weights)).hexdigest()[:8]
 
 
 def text_tower(config: Config, runs: Path) -> TextEncoder:

@@ -80,7 +80,7 @@ def train_judge(seen: Drawings, kept: Drawings, unseen: Drawings, run: Training,
     """Train the judge on `seen` and on `kept`; its accuracy on the first `EVALUATED` of `unseen` is logged.
 
     `kept` are other renderings of the compositions that the UNet never sees. The judge must read exactly these, and
-    without them it took, now and then, a sitting cat in the snow for the dog that it had met there.
+    without them it took, now and then, a cat for a dog there.
     """
     torch.manual_seed(run.seed)
     judge = Judge().to(run.device, memory_format=torch.channels_last)
