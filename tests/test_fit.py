@@ -17,7 +17,7 @@ class Stopped(Exception):
     pass
 
 
-def trained(folder, stop=None, steps=6):
+def trained(folder, stop=None, steps=6, muon=None):
     """A small network after `steps` steps, or None where `loss` raises at step `stop`."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3), nn.LayerNorm(3))
@@ -30,7 +30,13 @@ def trained(folder, stop=None, steps=6):
         return {"loss": error, "double": 2 * error}
 
     run = Training(folder, steps, log_every=1, save_every=3)
-    figures = {"peak": 0.1, "ema": 0.9, "weight_decay": 0.1, "evaluate": lambda module: {"eval": module.training}}
+    figures = {
+        "peak": 0.1,
+        "ema": 0.9,
+        "weight_decay": 0.1,
+        "muon": muon,
+        "evaluate": lambda module: {"eval": module.training},
+    }
     try:
         return fit("toy", module, loss, run, **figures)
     except Stopped:
@@ -41,15 +47,16 @@ def rows(folder):
     return [{**row, "seconds": ""} for row in csv.DictReader((folder / "log.csv").open())]
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
-    whole = trained(tmp_path / "whole")
-    assert trained(tmp_path / "parts", stop=3) is None
-    resumed = trained(tmp_path / "parts")
+@pytest.mark.parametrize("muon", (None, lambda name: name == "0.weight"), ids=("adamw", "muon"))
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, muon):
+    whole = trained(tmp_path / "whole", muon=muon)
+    assert trained(tmp_path / "parts", stop=3, muon=muon) is None
+    resumed = trained(tmp_path / "parts", muon=muon)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
     first, second = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
-    assert str(first["optimiser"]) == str(second["optimiser"]) and first["step"] == second["step"] == 6
+    assert str(first["optimisers"]) == str(second["optimisers"]) and first["step"] == second["step"] == 6
 
 
 def test_training_lowers_the_loss_and_logs_it(tmp_path):
@@ -98,7 +105,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from minedit.picturebook.fit import Training, first_worker_first, fit, worker, workers
+from minedit.picturebook.fit import Training, fit
+from minedit.picturebook.workers import first_worker_first, worker, workers
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 folder = Path(sys.argv[1])
@@ -107,14 +115,15 @@ with first_worker_first():
         (folder / "made").touch()
     assert (folder / "made").exists()
 torch.manual_seed(0)
-module, x = nn.Linear(4, 3), torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(1))
+module = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 4), nn.Linear(4, 3))
+x = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(1))
 run = Training(folder / "run", 6, log_every=1, save_every=3)
 drawn = []
 def loss(step):
     drawn.append((run.chances("toy", step).random(), run.noise(step).initial_seed()))
     rows = x[step].chunk(workers())[worker()]
     return {"loss": (module(rows) - rows[:, :3]).square().mean()}
-fit("toy", module, loss, run, peak=0.1)
+fit("toy", module, loss, run, peak=0.1, muon=lambda name: name != "2.weight")
 torch.save({"weights": module.state_dict(), "drawn": drawn}, folder / f"{workers()}-{worker()}.pt")
 """
 

@@ -100,6 +100,15 @@ def test_crops_are_windows_of_the_pictures(drawn):
         assert (tiles == window).all(-1).all(-1).all(-1).any()
 
 
+def test_a_begun_autoencoder_keeps_its_latents(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(train_vae, "PROBE", 2)
+    vae = fill(VAE(VAE_CONFIG)).requires_grad_(False)
+    before = {name: p.clone() for name, p in vae.named_parameters()}
+    train_vae.train_vae(SMALL, drawn, Training(tmp_path, 2), batch=2, begun=vae)
+    for name, p in vae.named_parameters():
+        assert torch.equal(p, before[name]) == name.startswith(("encoder.", "quant_conv.")), name
+
+
 def test_latents_are_cached_in_any_memory_format(tmp_path, pictures):
     """The autoencoder trains channels-last, and safetensors writes contiguous tensors only."""
     vae = fill(VAE(VAE_CONFIG)).to(memory_format=torch.channels_last)
@@ -224,6 +233,7 @@ def test_assemble_writes_a_checkpoint_that_loads(tmp_path, capsys):
         (["vae", "--scenes", "255"], "--scenes: found '255', expected a whole number, 256 or more"),
         (["vae", "--steps", "0"], "--steps: found '0', expected a whole number, 1 or more"),
         (["unet"], "final.safetensors is not there yet; run `minedit train vae` first"),
+        (["judge", "--start", "x"], "found stage judge, expected unet or vae"),
         (["assemble"], "final.safetensors is not there yet; run `minedit train unet` first"),
     ],
 )

@@ -4,8 +4,8 @@ Every step draws its data from a random stream named by the step, so a run that 
 uninterrupted one sees. (Dropout, in the judge alone, draws from torch's own stream and does not repeat.) State goes to
 `<folder>/state.pt`, written to a temporary name, then renamed; figures go to `<folder>/log.csv`.
 
-Several processes, started by `torchrun`, train one module together: each on data of its own, with the mean of all
-gradients. The first alone reports and saves.
+Several processes train one module together (workers.py), with the mean of all gradients. The first alone reports and
+saves.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from minedit.config import MineditError
 from minedit.picturebook.draw import stream
+from minedit.picturebook.muon import Muon
+from minedit.picturebook.workers import add_up, worker, workers
 
 Loss = Callable[[int], dict[str, Tensor]]  # step -> named scalars; "loss" is minimised, all are logged
 Evaluate = Callable[[nn.Module], dict[str, float]]  # module -> named figures, logged
@@ -64,38 +65,6 @@ class Training:
         return torch.autocast(device, torch.bfloat16, enabled=not slow)
 
 
-def worker() -> int:
-    """0 ... workers() - 1: which of the processes that train together this is. `torchrun` starts several."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def workers() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-@contextmanager
-def first_worker_first() -> Iterator[None]:
-    """The first worker goes through the block before the others, which find on disk what it made there."""
-    if worker():
-        dist.barrier()
-    yield
-    if workers() > 1 and not worker():
-        dist.barrier()
-
-
-def share_gradients(module: nn.Module) -> None:
-    """Put the mean of all workers' gradients in the place of each one's own."""
-    if workers() == 1:
-        return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])  # one message instead of hundreds
-    dist.all_reduce(flat)
-    parts = (flat / workers()).split([g.numel() for g in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
     """Linear warm-up, then a half cosine down to 2 % of the peak."""
     if step < warmup:
@@ -128,9 +97,10 @@ def fit(
     peak: float,
     ema: float | None = None,
     weight_decay: float = 0.01,
+    muon: Callable[[str], bool] | None = None,
     evaluate: Evaluate | None = None,
 ) -> nn.Module:
-    """Train `module` for `run.steps` steps with AdamW, and return it with its final parameters.
+    """Train `module` for `run.steps` steps with AdamW, or Muon beside it, and return it with its final parameters.
 
     Resumes from `run.folder` what was stopped there.
 
@@ -140,6 +110,7 @@ def fit(
         peak: highest learning rate, see `learning_rate`.
         ema: decay of the average of the parameters that is returned in their place; None for no average.
         weight_decay: of matrices and filters; biases and norms have none.
+        muon: which matrices and filters, by name, Muon trains in AdamW's place; None for none.
         evaluate: called at every save, on the average if there is one.
 
     Raises:
@@ -147,23 +118,24 @@ def fit(
         RuntimeError: the gradient is not finite.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    optimiser, average = _optimiser(module, peak, weight_decay), EMA(module, ema) if ema else None
-    start, seconds = _resume(run.folder / "state.pt", module, optimiser, average)
+    optimisers, average = _optimisers(module, peak, weight_decay, muon), EMA(module, ema) if ema else None
+    start, seconds = _resume(run.folder / "state.pt", module, optimisers, average)
     totals: dict[str, float] = {}
     tick, logged = time.monotonic(), start
     first = worker() == 0  # which alone reports and saves
     bar = tqdm(range(start, run.steps), initial=start, total=run.steps, desc=name, mininterval=5, disable=not first)
     for step in bar:
-        for group in optimiser.param_groups:
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = learning_rate(step, run.steps, peak)
         values = loss(step)
-        optimiser.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         values["loss"].backward()
-        share_gradients(module)
+        _average_gradients(module)
         norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         if not torch.isfinite(norm):
             raise RuntimeError(f"{name}: gradient is {norm.item()} at step {step}; lower the learning rate and resume")
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         if average:
             average.update(module)
         for key, value in values.items():
@@ -182,37 +154,53 @@ def fit(
             _log(run.folder / "log.csv", {"step": done, "seconds": round(seconds), **row})
             bar.set_postfix({key: f"{value:.4f}" for key, value in row.items()})
         if saving:
-            _save(run.folder / "state.pt", module, optimiser, average, done, seconds)
+            _save(run.folder / "state.pt", module, optimisers, average, done, seconds)
     if average:
         module.load_state_dict({**module.state_dict(), **average.shadow})
     return module
 
 
-def _optimiser(module: nn.Module, peak: float, weight_decay: float) -> AdamW:
-    matrices = [p for p in module.parameters() if p.ndim > 1]
-    vectors = [p for p in module.parameters() if p.ndim <= 1]
+def _optimisers(
+    module: nn.Module, peak: float, weight_decay: float, muon: Callable[[str], bool] | None
+) -> list[Optimizer]:
+    orthogonal, matrices, vectors = [], [], []
+    for name, p in module.named_parameters():
+        (vectors if p.ndim <= 1 else orthogonal if muon and muon(name) else matrices).append(p)
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return AdamW(groups, lr=peak, betas=(0.9, 0.99), foreach=True)
+    adamw = AdamW(groups, lr=peak, betas=(0.9, 0.99), foreach=True)
+    return [adamw, Muon(orthogonal, peak, weight_decay=weight_decay)] if orthogonal else [adamw]
 
 
-def _save(file: Path, module: nn.Module, optimiser: AdamW, average: EMA | None, step: int, seconds: float) -> None:
-    state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "seconds": seconds}
+def _average_gradients(module: nn.Module) -> None:
+    """Put the mean of all workers' gradients in the place of each one's own."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    add_up(gradients)
+    if workers() > 1:
+        torch._foreach_div_(gradients, workers())
+
+
+def _save(
+    file: Path, module: nn.Module, optimisers: list[Optimizer], average: EMA | None, step: int, seconds: float
+) -> None:
+    kept = [optimiser.state_dict() for optimiser in optimisers]
+    state = {"module": module.state_dict(), "optimisers": kept, "step": step, "seconds": seconds}
     if average:
         state |= {"ema": average.shadow, "ema_count": average.count}
     torch.save(state, file.with_suffix(".tmp"))
     os.replace(file.with_suffix(".tmp"), file)
 
 
-def _resume(file: Path, module: nn.Module, optimiser: AdamW, average: EMA | None) -> tuple[int, float]:
+def _resume(file: Path, module: nn.Module, optimisers: list[Optimizer], average: EMA | None) -> tuple[int, float]:
     """(steps done, seconds they took), after putting the state in place; (0, 0) where there is none."""
     if not file.exists():
         return 0, 0.0
     state = torch.load(file, map_location=next(module.parameters()).device, weights_only=True)
     try:
         module.load_state_dict(state["module"])
-    except RuntimeError as error:
+        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+    except (KeyError, RuntimeError, ValueError) as error:
         raise MineditError(f"{file} is the state of another network; remove it to start anew, or say --runs") from error
-    optimiser.load_state_dict(state["optimiser"])
     if average:
         average.shadow, average.count = state["ema"], state["ema_count"]
     return state["step"], state["seconds"]

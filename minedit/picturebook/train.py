@@ -20,11 +20,12 @@ from minedit.attention import sdpa
 from minedit.checkpoint import Model, load, save, tokenizer, torch_device
 from minedit.config import PICTUREBOOK, Config, MineditError
 from minedit.picturebook.dataset import Drawings
-from minedit.picturebook.fit import Training, first_worker_first, worker
+from minedit.picturebook.fit import Training
 from minedit.picturebook.train_judge import load_judge, save_judge, train_judge
 from minedit.picturebook.train_text import clip_model, train_text
 from minedit.picturebook.train_unet import cached_latents, train_unet
 from minedit.picturebook.train_vae import train_vae
+from minedit.picturebook.workers import first_worker_first, worker
 from minedit.text import TextEncoder
 from minedit.unet import UNet
 from minedit.vae import VAE
@@ -60,7 +61,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=number(int, 1, 10**9), help=f"optimiser steps; by stage if not given: {STEPS}")
     scenes = number(int, FEWEST, 10**9)
     parser.add_argument("--scenes", type=scenes, default=24000, help="training scenes to draw, 49 kB each on disk")
-    parser.add_argument("--start", metavar="FILE", help="stage unet: go on with this model, without the stages before")
+    parser.add_argument("--start", metavar="FILE", help="go on with this model's UNet, or its decoder (stage vae)")
     parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
     parser.add_argument("--device", default=default, help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, scenes, captions and noise")
@@ -68,14 +69,16 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of checkpoint, CLIP and judge")
     args = parser.parse_args(argv)
     torch_device(args.device)
+    if args.start and args.stage not in ("unet", "vae"):
+        raise MineditError(f"--start goes on with a UNet or a decoder; found stage {args.stage}, expected unet or vae")
     return args
 
 
 def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
     run = Training(args.runs / stage, args.steps or STEPS[stage], args.device, args.seed, compile=args.compile)
     data, size = args.runs / "data", config.image_size
+    begun = load(args.start) if args.start else None
     if stage == "unet":
-        begun = load(args.start) if args.start else None
         if begun:
             _keep(begun.vae, args.runs / "vae")
         vae = _trained(VAE(config.vae), args.runs / "vae").to(run.device, memory_format=torch.channels_last)
@@ -91,7 +94,7 @@ def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
         seen = Drawings(data, args.scenes, size, run.seed)
         unseen = None if stage == "vae" else Drawings(data, UNSEEN, size, run.seed, unseen=True)
     if stage == "vae":
-        _keep(train_vae(config, seen, run), run.folder)
+        _keep(train_vae(config, seen, run, begun=begun and begun.vae), run.folder)
     elif stage == "text":
         _keep(train_text(config, tokenizer(config), seen, unseen, run), run.folder)
     else:

@@ -74,6 +74,11 @@ def matmul_attention(
     return (out, probabilities.float().mean(dim=1)) if columns else out
 
 
+def hidden(name: str) -> bool:
+    """Whether the parameter lies between the embeddings or the first convolution and the last: what Muon is for."""
+    return "embedding" not in name and name not in ("unet.input_blocks.0.0.weight", "unet.out.2.weight")
+
+
 def conditions(text: TextEncoder, tokenizer: Tokenizer, device: str) -> Conditions:
     """How the UNet reads captions: their text states [B,T,width], most of them blinded.
 
@@ -141,5 +146,5 @@ def train_unet(
         astray = ground(captions, masks.flatten(1), columns)
         return {"loss": weighted + GROUNDING * astray, "mse": square.mean(), "astray": astray}
 
-    fit("unet", both, loss, run, peak=PEAK, ema=0.999, weight_decay=0.01)
+    fit("unet", both, loss, run, peak=PEAK, ema=0.999, weight_decay=0.05, muon=hidden)
     return unet

@@ -26,10 +26,17 @@ SUBJECT_WEIGHT = 2.0  # of a subject's pixels in a whole picture, above the 1 of
 PROBE, STATISTICS = 64, 512  # pictures that the reconstruction is measured on, and the latents' mean and variance
 
 
-def train_vae(config: Config, data: Drawings, run: Training, batch: int = 8) -> VAE:
-    """Train the autoencoder on `batch` pictures, or four times as many crops, a step; standardise it for the UNet."""
+def train_vae(config: Config, data: Drawings, run: Training, batch: int = 8, begun: VAE | None = None) -> VAE:
+    """Train the autoencoder on `batch` pictures, or four times as many crops, a step; standardise it for the UNet.
+
+    Of an autoencoder that is `begun` the decoder alone goes on learning: a UNet's latents stay what they are.
+    """
     torch.manual_seed(run.seed)
-    vae, size = VAE(config.vae).to(run.device, memory_format=torch.channels_last), config.image_size
+    vae, size = (begun or VAE(config.vae)).to(run.device, memory_format=torch.channels_last), config.image_size
+    vae.train().requires_grad_(True)
+    if begun:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     for norm in (m for m in vae.modules() if isinstance(m, nn.GroupNorm)):
         norm.register_forward_pre_hook(lambda _, x: (x[0].float(),))  # on CPU its bfloat16 backward is 4 × slower
     probe = drawings(stream(run.seed, "vae probe"), PROBE, size, unseen=True).to(run.device)
@@ -52,8 +59,9 @@ def train_vae(config: Config, data: Drawings, run: Training, batch: int = 8) -> 
         return {"psnr": psnr(probe, reconstruct(module, probe)).mean().item()}
 
     fit("vae", vae, loss, run, peak=1e-3, ema=0.998, weight_decay=0.0, evaluate=evaluate)
-    images = drawings(stream(run.seed, "vae statistics"), STATISTICS, size).to(run.device)
-    standardise(vae, images, config.latent_scale)
+    if not begun:
+        images = drawings(stream(run.seed, "vae statistics"), STATISTICS, size).to(run.device)
+        standardise(vae, images, config.latent_scale)
     return vae
 
 

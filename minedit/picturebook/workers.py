@@ -1,0 +1,41 @@
+"""Several processes, started by `torchrun`, that train one module together: each on data of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def worker() -> int:
+    """0 ... workers() - 1: which of the processes that train together this is."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def workers() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def first_worker_first() -> Iterator[None]:
+    """The first worker goes through the block before the others, which find on disk what it made there."""
+    if worker():
+        dist.barrier()
+    yield
+    if workers() > 1 and not worker():
+        dist.barrier()
+
+
+@torch.no_grad()
+def add_up(tensors: list[Tensor]) -> None:
+    """Put the sum of all workers' tensors in the place of each one's own."""
+    if workers() == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message instead of hundreds
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
