@@ -61,7 +61,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=number(int, 1, 10**9), help=f"optimiser steps; by stage if not given: {STEPS}")
     scenes = number(int, FEWEST, 10**9)
     parser.add_argument("--scenes", type=scenes, default=24000, help="training scenes to draw, 49 kB each on disk")
-    parser.add_argument("--start", metavar="FILE", help="go on with this model's UNet, or its decoder (stage vae)")
+    begun = "go on with this model's UNet, or its decoder (stage vae)"
+    parser.add_argument("--from", dest="start", metavar="FILE", help=begun)
     parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
     parser.add_argument("--device", default=default, help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, scenes, captions and noise")
@@ -70,7 +71,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     torch_device(args.device)
     if args.start and args.stage not in ("unet", "vae"):
-        raise MineditError(f"--start goes on with a UNet or a decoder; found stage {args.stage}, expected unet or vae")
+        raise MineditError(f"--from goes on with a UNet or a decoder; found stage {args.stage}, expected unet or vae")
     return args
 
 
