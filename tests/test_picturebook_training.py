@@ -4,9 +4,12 @@ Oracles: an uninterrupted run, transformers' own CLIP, the arithmetic written ou
 """
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.run
 from seeded import fill, normal
 from torch import nn
 
@@ -26,6 +29,7 @@ from minedit.text import TextEncoder
 from minedit.unet import UNet
 from minedit.vae import VAE
 
+ROOT = Path(__file__).parent.parent
 VAE_CONFIG = VAEConfig(channels=(8, 16, 16, 24), blocks=1, norm_groups=8)
 TEXT = PICTUREBOOK.text
 SMALL = Config(
@@ -241,3 +245,12 @@ def test_training_says_what_is_missing(arguments, named, tmp_path):
     with pytest.raises(MineditError, match=named):
         train.main([*arguments, "--runs", str(tmp_path)])
     assert not any(tmp_path.rglob("*.safetensors"))
+
+
+def test_torchrun_takes_the_readmes_command():
+    """Torchrun reads even the script's options as abbreviations of its own, and refuses those that could be several."""
+    command = re.search(r"torchrun (.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1].replace("\\\n", " ")
+    told = torch.distributed.run.get_args_parser().parse_args(command.split())
+    assert told.nproc_per_node == "2" and told.training_script == "minedit"
+    args = train._arguments(told.training_script_args[1:])
+    assert args.stage == "unet" and args.compile and Path(args.start) == Path("weights/picturebook.safetensors")
