@@ -69,7 +69,9 @@ def main() -> None:
 
 def measured(batch: int, args: argparse.Namespace) -> list[dict]:
     theirs = importlib.util.find_spec("diffusers") is not None
-    works = {name: work(name) for name in WORKS[batch] if theirs or "diffusers" not in name}
+    names = [name for name in WORKS[batch] if theirs or "diffusers" not in name]
+    resident = {name: memory(name, batch, args) for name in names}  # first: the works below fill 16 GB
+    works = {name: work(name) for name in names}
     told = {"date": date.today().isoformat(), "device": f"{platform.machine()}, {args.threads} threads"}
     told |= {"torch": torch.__version__, "diffusers": version("diffusers") if theirs else "", "side": args.side}
     top, flops = ceiling(), operations(batch, args.side)
@@ -81,7 +83,6 @@ def measured(batch: int, args: argparse.Namespace) -> list[dict]:
             if repeat:
                 took[name].append(seconds)
     rows, base = [], statistics.median(took["minedit"])
-    resident = {name: memory(name, batch, args) for name in works}
     for name, times in took.items():
         seconds = statistics.median(times)
         figures = {"seconds": f"{seconds:.2f}", "ratio": f"{seconds / base:.3f}"}
