@@ -30,15 +30,9 @@ def trained(folder, stop=None, steps=6, muon=None):
         return {"loss": error, "double": 2 * error}
 
     run = Training(folder, steps, log_every=1, save_every=3)
-    figures = {
-        "peak": 0.1,
-        "ema": 0.9,
-        "weight_decay": 0.1,
-        "muon": muon,
-        "evaluate": lambda module: {"eval": module.training},
-    }
+    figures = {"peak": 0.1, "ema": 0.9, "weight_decay": 0.1, "evaluate": lambda module: {"eval": module.training}}
     try:
-        return fit("toy", module, loss, run, **figures)
+        return fit("toy", module, loss, run, muon=muon, **figures)
     except Stopped:
         return None
 
@@ -91,6 +85,15 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path):
     module = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match="toy: gradient is nan at step 0; lower the learning rate"):
         fit("toy", module, lambda step: {"loss": module.weight.sum() * torch.nan}, Training(tmp_path, 9), peak=0.1)
+
+
+def test_the_warmup_asked_for(tmp_path):
+    """AdamW's first step is as long as the learning rate, whatever the gradient."""
+    module = nn.Linear(2, 2, bias=False)
+    before = module.weight.detach().clone()
+    run = Training(tmp_path, 1, log_every=1, save_every=1, warmup=4)
+    fit("toy", module, lambda step: {"loss": module.weight.sum()}, run, peak=0.1, weight_decay=0.0)
+    assert torch.allclose(before - module.weight, torch.full((2, 2), 0.1 / 4))
 
 
 def test_learning_rate():

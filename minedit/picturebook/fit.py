@@ -44,6 +44,7 @@ class Training:
     seed: int = 0  # of initial weights, scenes, captions and noise
     log_every: int = 50  # steps a row of the log is the mean of
     save_every: int = 500  # steps; a multiple of log_every, so that no row is lost when a run is stopped
+    warmup: int = 200  # steps until the learning rate is at its peak; fewer where a trained network goes on
     compile: bool = False  # the UNet by torch.compile: minutes at the start, then somewhat faster steps
 
     def noise(self, step: int) -> torch.Generator:
@@ -126,7 +127,7 @@ def fit(
     bar = tqdm(range(start, run.steps), initial=start, total=run.steps, desc=name, mininterval=5, disable=not first)
     for step in bar:
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-            group["lr"] = learning_rate(step, run.steps, peak)
+            group["lr"] = learning_rate(step, run.steps, peak, run.warmup)
         values = loss(step)
         module.zero_grad(set_to_none=True)
         values["loss"].backward()

@@ -24,15 +24,23 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     The quintic is iterated on the Gram matrix, whose sides are the shorter of the two: x·p(xᵀx) keeps its product p.
     """
     rows = matrix.flatten(1)
-    x = rows.T if rows.shape[0] > rows.shape[1] else rows
+    tall = rows.shape[0] > rows.shape[1]
+    x = rows.T if tall else rows
     x = x / (x.norm() + 1e-12)
-    (a, b, c), identity = QUINTIC, torch.eye(len(x), dtype=x.dtype, device=x.device)
-    gram, product = x @ x.T, identity
-    for _ in range(STEPS):
-        factor = a * identity + b * gram + c * (gram @ gram)
-        product, gram = factor @ product, factor @ gram @ factor
+    gram = x @ x.T
+    product = factor = _factor(gram)
+    for _ in range(STEPS - 1):
+        gram = factor @ gram @ factor
+        factor = _factor(gram)
+        product = factor @ product
     x = product @ x
-    return (x.T if rows.shape[0] > rows.shape[1] else x).reshape(matrix.shape)
+    return (x.T if tall else x).reshape(matrix.shape)
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """What one step of the quintic multiplies x by, for gram = x·xᵀ."""
+    a, b, c = QUINTIC
+    return a * torch.eye(len(gram), dtype=gram.dtype, device=gram.device) + b * gram + c * (gram @ gram)
 
 
 class Muon(Optimizer):
@@ -48,10 +56,10 @@ class Muon(Optimizer):
         """One step with Nesterov's momentum, from gradients that are the same for all workers."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
-                self.state[p].setdefault("momentum", torch.zeros_like(p))
             updates = []
             for i, p in enumerate(params):
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
                 momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 if i % workers() == worker():
                     ahead = p.grad.lerp(momentum, group["momentum"])

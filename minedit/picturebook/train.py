@@ -63,6 +63,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--scenes", type=scenes, default=24000, help="training scenes to draw, 49 kB each on disk")
     begun = "go on with this model's UNet, or its decoder (stage vae)"
     parser.add_argument("--from", dest="start", metavar="FILE", help=begun)
+    parser.add_argument("--warmup", type=number(int, 1, 10**9), default=200, help="steps to the peak learning rate")
     parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
     parser.add_argument("--device", default=default, help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, scenes, captions and noise")
@@ -76,7 +77,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
-    run = Training(args.runs / stage, args.steps or STEPS[stage], args.device, args.seed, compile=args.compile)
+    steps = args.steps or STEPS[stage]
+    run = Training(args.runs / stage, steps, args.device, args.seed, warmup=args.warmup, compile=args.compile)
     data, size = args.runs / "data", config.image_size
     begun = load(args.start) if args.start else None
     if stage == "unet":
