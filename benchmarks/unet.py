@@ -9,8 +9,8 @@ the four rows of an edit: unconditional and conditional, source and target. Memo
 resident before it, in a process of its own. diffusers is measured where it can be imported.
 
 "stored maps" is attention as the public Prompt-to-Prompt code does it, for contrast: probabilities materialised, the
-source's put in place of the target's, and those of every map up to 32 x 32 added to a store. "channels-last" of ours is
-what fast.py does to a UNet on a GPU.
+source's put in place of the target's, and those of every map up to 32 x 32 added to a store. "fast" of ours is what
+`--fast` does on a CPU; "kept" are the filters it keeps beside the weights. Operations are counted as without it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minedit.attention import Attn, Edit, Gate, Rule, sdpa
 from minedit.config import SD14
-from minedit.fast import lay_out
+from minedit.fast import spare_products
 from minedit.plan import SELF_RULE, SOURCE, TARGET, injected_sites
 from minedit.unet import UNet
+from minedit.winograd import Winograd
 
 TABLE = Path(__file__).with_suffix(".csv")
-WORKS = {1: ("minedit", "minedit channels-last", "diffusers", "diffusers channels-last")}
-WORKS[4] = (*WORKS[1], "edit", "edit channels-last", "stored maps")
+WORKS = {1: ("minedit", "minedit fast", "diffusers", "diffusers channels-last")}
+WORKS[4] = (*WORKS[1], "edit", "edit fast", "stored maps")
 Step = Callable[[Tensor, Tensor, Tensor], object]
 
 
@@ -70,7 +71,7 @@ def main() -> None:
 def measured(batch: int, args: argparse.Namespace) -> list[dict]:
     theirs = importlib.util.find_spec("diffusers") is not None
     names = [name for name in WORKS[batch] if theirs or "diffusers" not in name]
-    resident = {name: memory(name, batch, args) for name in names}  # first: the works below fill 16 GB
+    memories = {name: memory(name, batch, args) for name in names}  # first: the works below fill 16 GB
     works = {name: work(name) for name in names}
     told = {"date": date.today().isoformat(), "device": f"{platform.machine()}, {args.threads} threads"}
     told |= {"torch": torch.__version__, "diffusers": version("diffusers") if theirs else "", "side": args.side}
@@ -87,10 +88,12 @@ def measured(batch: int, args: argparse.Namespace) -> list[dict]:
         seconds = statistics.median(times)
         figures = {"seconds": f"{seconds:.2f}", "ratio": f"{seconds / base:.3f}"}
         figures |= {"of_ceiling": f"{flops / seconds / top:.2f}", "ceiling_gflop_s": f"{top / 1e9:.0f}"}
-        figures |= {"peak_mb": round(resident[name] / 1e6), "memory": f"{resident[name] / resident['minedit']:.3f}"}
+        (top_bytes, kept_bytes), (base_bytes, _) = memories[name], memories["minedit"]
+        figures |= {"peak_mb": round(top_bytes / 1e6), "memory": f"{top_bytes / base_bytes:.3f}"}
+        figures |= {"kept_mb": round(kept_bytes / 1e6)}
         rows.append({**told, "batch": batch, "work": name, **figures})
         print(f"  {name:24}{seconds:7.2f} s {seconds / base:6.2f} x ours {figures['of_ceiling']:>6} of ceiling "
-              f"{figures['peak_mb']:>6} MB {figures['memory']:>6} x ours", flush=True)  # fmt: skip
+              f"{figures['peak_mb']:>6} MB {figures['memory']:>6} x ours, {figures['kept_mb']} MB kept")  # fmt: skip
     return rows
 
 
@@ -133,7 +136,7 @@ def work(name: str) -> Step:
         theirs = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8).eval()
         theirs = theirs.to(memory_format=torch.channels_last) if "channels-last" in name else theirs
         return lambda x, t, context: theirs(x, t, context).sample
-    unet = ours(laid_out="channels-last" in name)
+    unet = fast_unet() if "fast" in name else ours()
     if name.startswith("edit"):
         rules = edited(unet)
         return lambda x, t, context: unet(x, t, context, Attn(sdpa, rules))
@@ -155,13 +158,25 @@ def weights() -> dict[str, Tensor]:
     return unet.state_dict()
 
 
-def ours(laid_out: bool) -> UNet:
+def ours() -> UNet:
     with torch.device("meta"):
         unet = UNet(SD14.unet).eval()
     unet.load_state_dict(weights(), strict=True, assign=True)  # shared by all works: four copies would not fit
-    if laid_out:
-        lay_out(unet)
     return unet
+
+
+@cache
+def fast_unet() -> UNet:
+    """One for all works, as are its filters."""
+    unet = ours()
+    spare_products(unet)
+    return unet
+
+
+def kept() -> int:
+    """Bytes of the filters that the fast UNet has made so far."""
+    layers = [m.forward for m in fast_unet().modules() if isinstance(m.forward, Winograd)]
+    return sum(4 * filters.numel() for layer in layers for filters in layer.filters.values())
 
 
 def edited(unet: UNet) -> dict[str, Rule]:
@@ -205,20 +220,22 @@ def attach(layer: nn.Module, attend: StoredMaps) -> None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def memory(name: str, batch: int, args: argparse.Namespace) -> int:
+def memory(name: str, batch: int, args: argparse.Namespace) -> tuple[int, int]:
     """`peak` in a process of its own."""
     command = [sys.executable, __file__, "--memory", name, "--batch", str(batch), "--side", str(args.side)]
     done = subprocess.run([*command, "--threads", str(args.threads)], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+    return tuple(json.loads(done.stdout))
 
 
-def peak(name: str, batch: int, side: int) -> int:
-    """Bytes that one step takes above what is resident before it. Linux only."""
-    step, inputs = work(name), step_inputs(batch, side)
+def peak(name: str, batch: int, side: int) -> tuple[int, int]:
+    """Bytes that one step takes above what is resident before it, and bytes it keeps. Linux only."""
+    step, inputs, before = work(name), step_inputs(batch, side), status("VmRSS")
+    if "fast" in name:
+        step(*inputs)  # the first makes the filters
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = status("VmRSS")
     step(*inputs)
-    return status("VmHWM") - before
+    keeps = kept() if "fast" in name else 0
+    return status("VmHWM") - before - keeps, keeps
 
 
 def status(field: str) -> int:

@@ -10,7 +10,6 @@ Letters: B rows of the batch, H heads, N pixels, T tokens (pixels too, in self-a
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -210,10 +209,16 @@ class Attn:
 
 
 def resolve(name: str, device: torch.device | str = "cpu") -> str:
-    """What "auto" stands for on `device`: "triton" on a GPU that has it, else "sdpa". Other names: themselves."""
+    """What "auto" stands for on `device`: "triton" on a GPU where it runs, else "sdpa". Other names: themselves."""
     if name != "auto":
         return name
-    return "sdpa" if torch.device(device).type != "cuda" or importlib.util.find_spec("triton") is None else "triton"
+    if torch.device(device).type != "cuda":
+        return "sdpa"
+    try:
+        _triton(torch.device(device))
+    except MineditError:
+        return "sdpa"
+    return "triton"
 
 
 def backend(name: str, device: torch.device | str = "cpu") -> Attend:
@@ -233,20 +238,26 @@ def backend(name: str, device: torch.device | str = "cpu") -> Attend:
         raise MineditError(f"attention {name!r} is unknown; expected {choices}, auto or module:function")
     try:
         found = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
-        raise MineditError(f"attention {name!r}: cannot import {module!r} ({error}); is it on the path?") from error
+    except Exception as error:  # whatever a module that is being written raises
+        fault = f"cannot import {module!r} ({type(error).__name__}: {error})"
+        raise MineditError(f"attention {name!r}: {fault}; expected module:function, its folder on the path") from error
     if not callable(found):
         raise MineditError(f"attention {name!r}: {module!r} has no function {function!r}; expected module:function")
     return found
 
 
 def _triton(device: torch.device) -> Attend:
-    """kernels.py is imported only here: without the package triton it cannot be."""
+    """kernels.py is imported only here: without the package triton it cannot be. It is tried, too."""
     try:
         kernels = importlib.import_module("minedit.kernels")
-    except ImportError as error:
+    except Exception as error:
         raise MineditError(f"attention 'triton': {error}; install the package triton, or use sdpa") from error
     if device.type != "cuda" and not kernels.INTERPRETED:
         hint = "use sdpa, or set TRITON_INTERPRET=1 to try the kernel slowly"
         raise MineditError(f"attention 'triton' needs a CUDA GPU, the device is {str(device)!r}; {hint}")
+    x = torch.ones(1, 1, 16, 16, device=device)
+    try:
+        kernels.attend(x, x, x)
+    except Exception as error:  # no C compiler, a GPU that this Triton does not know ...
+        raise MineditError(f"attention 'triton' does not run here: {error}; use sdpa") from error
     return kernels.attend

@@ -69,7 +69,7 @@ def load(
     """The embedded model, or that of a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
 
     dtype: float32, float16 or bfloat16. attention: see `attention.backend`. lora: files and scales, merged in this
-    order (`lora.merge`). fast: laid out for speed (`fast.fast`). Raises MineditError, in one line, for what is missing,
+    order (`lora.merge`). fast: made for speed (`fast.fast`). Raises MineditError, in one line, for what is missing,
     damaged, of another model, or cannot be used on this machine.
 
     On a CPU weights stay in a file of the same dtype, whose pages come into memory at their first use; otherwise the

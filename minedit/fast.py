@@ -1,14 +1,11 @@
-"""A loaded model -> the same model, laid out for speed on a GPU. benchmarks/gpu.py measures what it gains.
+"""A loaded model -> the same model, made for speed on its device.
 
-On a CPU nothing that was tried made a step of SD-v1.4 faster, so there the model stays as it is: channels-last with
-linear layers packed for oneDNN took 1.1 x the time, those layers alone, or one product for q, k and v, gained less than
-the noise.
-Names, shapes and the state dict stay the checkpoint's; results differ from the plain model's by rounding alone.
+On a CPU 3×3 convolutions take fewer products (winograd.py), in float32; benchmarks/unet.py measures what it gains. On a
+GPU the model is laid out otherwise and its steps are replayed (graphs.py); benchmarks/gpu.py measures that. Names,
+shapes and the state dict stay the checkpoint's; results differ from the plain model's by rounding alone.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,21 +13,28 @@ from torch import nn
 from minedit.graphs import Recorded
 from minedit.model import Model
 from minedit.unet import CrossAttention
+from minedit.winograd import Winograd, suits
 
 
 def fast(model: Model) -> Model:
-    """The modules of `model` changed in place, in a Model that says so; on a CPU `model` itself.
+    """`model` with its modules changed in place; on a CPU in half precision, where nothing is known to help, as it was.
 
-    Convolutions read channels-last, self-attention multiplies once for q, k and v, and on CUDA the UNet's steps are
-    replayed (graphs.py). Merge LoRAs before: `lora.merge` refuses a fast model.
+    Merge LoRAs before: `lora.merge` refuses a fast model.
     """
-    if model.fast or model.device.type == "cpu":
+    if model.fast or (model.device.type == "cpu" and model.dtype != torch.float32):
         return model
-    lay_out(model.unet)
-    lay_out(model.vae)
+    for module in (model.unet, model.vae):
+        (spare_products if model.device.type == "cpu" else lay_out)(module)
     if model.device.type == "cuda":
         model.unet.forward = Recorded(model.unet.forward)
-    return replace(model, fast=True)
+    model.unet.fast = True
+    return model
+
+
+def spare_products(module: nn.Module) -> None:
+    """Winograd's forward for each convolution that it suits. Channels-last, or one product for q, k and v: no gain."""
+    for layer in filter(suits, module.modules()):
+        layer.forward = Winograd(layer)
 
 
 def lay_out(module: nn.Module) -> None:

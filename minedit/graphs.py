@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from .attention import Attn, Edit, Gate, Rule, Seen
 from .config import MineditError
 
-LIMIT = 16  # recordings kept; an edit makes about four
+LIMIT = 16  # recordings kept; an edit makes four to eight
 WARM_UP = 2  # runs before recording: kernels are compiled and chosen in them
 
 Result = tuple[Tensor, dict[str, Seen]]  # predicted noise, what watched layers saw
@@ -26,7 +27,10 @@ Record = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
 
 
 def cuda_graph(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
-    """Record what `run` launches. Returns a function that launches it again, and where that leaves the result."""
+    """Record what `run` launches on the current device. Returns a function that launches it again, and its result.
+
+    All recordings share their memory: one is replayed at a time, and its result read before the next.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -34,9 +38,14 @@ def cuda_graph(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=_pool(), stream=side):  # torch's own stream is one device's, whichever came first
         result = run()
     return graph.replay, result
+
+
+@cache
+def _pool() -> tuple[int, int]:
+    return torch.cuda.graph_pool_handle()
 
 
 @dataclass
@@ -90,7 +99,8 @@ class Recorded:
             return self.forward(x, t, context, inner), inner.seen
 
         try:
-            return _Recording(inputs, list(given), *self.record(run))
+            with torch.cuda.device_of(x):
+                return _Recording(inputs, list(given), *self.record(run))
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise MineditError(f"a CUDA graph of this step cannot be recorded ({first}); leave out --fast") from error

@@ -12,6 +12,7 @@ Without a GPU it runs, slowly, in Triton's interpreter: set TRITON_INTERPRET=1 b
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 
 import torch
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from minedit.attention import Edit, Rule, sdpa
 
-INTERPRETED = triton.knobs.runtime.interpret  # on CPU, as TRITON_INTERPRET=1 asks
-KEYS = 128  # most keys that stay on chip; self-attention has more and goes to torch's flash kernel
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # on CPU
+KEYS = 128  # most keys that stay on chip; all but the smallest self-attention has more and goes to torch's flash kernel
 
 
 @triton.jit
@@ -108,9 +109,9 @@ def _attend(q, k, v, out, seen, rows, weights, mix, gates, n, t, scale,
 def attend(
     q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`eager` in one kernel; more than KEYS keys, as in self-attention, are torch's flash kernel on routed rows."""
+    """`eager` in one kernel. `sdpa` serves what has more than KEYS keys, as self-attention, or needs a gradient."""
     (b, heads, n, d), t = q.shape, k.shape[2]
-    if t > KEYS:
+    if t > KEYS or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
         return sdpa(q, k, v, rule, columns)
     rule, device = rule or Rule(), q.device
     edits, sizes = rule.edits, shape(n, d, t, v.dtype)

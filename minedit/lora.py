@@ -40,7 +40,7 @@ def merge(model: Model, path: str | os.PathLike, scale: float = 1.0) -> Model:
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise MineditError(f"scale of {path} is {scale!r}, expected a finite number; 1 is the LoRA as it was trained")
     if model.fast:
-        raise MineditError(f"{model.config.name} is laid out for speed; merge {path} first, or load both at once")
+        raise MineditError(f"{model.config.name} is made for speed; merge {path} first, or load both at once")
     file = Path(path).expanduser()
     changes = _changes(file, *read_file(file, EXPECTED), model.config.unet)
     parts = {"unet": model.unet, "text": model.text}

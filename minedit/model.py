@@ -28,4 +28,8 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     lora: tuple[tuple[str, float], ...] = ()  # the files merged into it, each with its scale; see lora.py
-    fast: bool = False  # laid out for speed; see fast.py
+
+    @property
+    def fast(self) -> bool:
+        """Whether its modules were made for speed; see fast.py."""
+        return self.unet.fast

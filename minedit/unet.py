@@ -184,6 +184,8 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """`sites` lists its attention layers in the order in which they run."""
 
+    fast = False  # whether fast.py changed its layers
+
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
         self.cfg = cfg

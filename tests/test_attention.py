@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import random
 import sys
@@ -156,10 +155,19 @@ class TestIdentities:
     def test_float32_survives_a_callers_autocast(self, attend):
         """Under autocast `@` would be bfloat16: 1e-2 off, which the mix and the columns must not be."""
         rule, inputs = Rule(edits=(random_edit(random.Random(4), 3, 2),)), qkv()
-        _, columns = attend(*inputs, rule, columns=True)
+        out, columns = attend(*inputs, rule, columns=True)
         with torch.autocast("cpu", torch.bfloat16):
-            _, inside = attend(*inputs, rule, columns=True)
-        torch.testing.assert_close(inside, columns)
+            inside, seen = attend(*inputs, rule, columns=True)
+        torch.testing.assert_close(seen, columns)
+        if attend is eager:  # torch's own attention follows the caller
+            torch.testing.assert_close(inside, out)
+
+
+def test_the_mix_of_values_survives_a_callers_autocast():
+    v, mix, pin = qkv()[2][0], torch.rand(T, T, generator=torch.Generator().manual_seed(0)), torch.ones(T)
+    expected = attention._scaled(pin, v, mix)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(attention._scaled(pin, v, mix), expected)
 
 
 def test_two_edits_of_one_row_are_refused():
@@ -201,7 +209,7 @@ def test_the_layer_resolves_a_gate_from_the_edited_rows_input():
 def test_backend_by_name():
     assert backend("eager") is eager and backend("sdpa") is sdpa and callable(backend("auto"))
     assert backend("minedit.attention:eager") is attention.eager
-    for name in ("flash", "no.such.module:f", "minedit.attention:no_such", "minedit.attention:"):
+    for name in ("flash", "no.such.module:f", "minedit.attention:no_such", "minedit.attention:", "./own:f", ":f"):
         with pytest.raises(MineditError, match="attention '"):
             backend(name)
 
@@ -209,15 +217,31 @@ def test_backend_by_name():
 def test_auto_is_sdpa_without_a_gpu():
     assert resolve("auto") == resolve("auto", torch.device("cpu")) == "sdpa" and backend("auto") is sdpa
     assert resolve("eager", "cuda") == "eager"
-    fused = "triton" if importlib.util.find_spec("triton") else "sdpa"
-    assert resolve("auto", "cuda:1") == fused  # the name alone: no GPU is asked for
+
+
+def test_auto_is_triton_on_a_gpu_where_it_runs(monkeypatch):
+    monkeypatch.setattr(attention, "_triton", lambda device: eager)
+    assert resolve("auto", "cuda:1") == "triton" and backend("auto", "cuda:1") is eager
+
+    def lacking(device):
+        raise MineditError("no C compiler")
+
+    monkeypatch.setattr(attention, "_triton", lacking)
+    assert resolve("auto", "cuda:1") == "sdpa" and backend("auto", "cuda:1") is sdpa
 
 
 def test_triton_says_what_it_lacks(monkeypatch):
+    def broken(q, k, v):
+        raise RuntimeError("Failed to find C compiler")
+
     monkeypatch.setitem(sys.modules, "minedit.kernels", SimpleNamespace(INTERPRETED=False, attend=eager))
     with pytest.raises(MineditError, match="'triton' needs a CUDA GPU, the device is 'cpu'; use sdpa"):
         backend("triton")
-    assert backend("triton", "cuda") is eager
+    monkeypatch.setitem(sys.modules, "minedit.kernels", SimpleNamespace(INTERPRETED=True, attend=eager))
+    assert backend("triton") is eager
+    monkeypatch.setitem(sys.modules, "minedit.kernels", SimpleNamespace(INTERPRETED=True, attend=broken))
+    with pytest.raises(MineditError, match="does not run here: Failed to find C compiler; use sdpa"):
+        backend("triton")
     monkeypatch.setitem(sys.modules, "minedit.kernels", None)  # as where the package triton is not installed
     with pytest.raises(MineditError, match="install the package triton, or use sdpa"):
         backend("triton", "cuda")

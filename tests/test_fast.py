@@ -11,7 +11,7 @@ from seeded import normal, relative
 from small_model import TOKENS, small_model
 
 import minedit
-from minedit import adapedit
+from minedit import adapedit, winograd
 from minedit.adapedit import AdapEditConfig
 from minedit.attention import Attn
 from minedit.config import MineditError
@@ -19,6 +19,7 @@ from minedit.edit import measure
 from minedit.fast import fast, lay_out
 from minedit.lora import merge
 from minedit.sample import Run
+from minedit.winograd import Winograd
 
 BOY, SITTING = "a boy in the park", "a sitting boy in the park"
 
@@ -34,22 +35,43 @@ def quick(sd):
     unet, vae = copy.deepcopy(sd.unet), copy.deepcopy(sd.vae)
     lay_out(unet)
     lay_out(vae)
-    return replace(sd, unet=unet, vae=vae, fast=True)
+    unet.fast = True
+    return replace(sd, unet=unet, vae=vae)
 
 
-def test_on_a_cpu_nothing_changes(sd):
-    assert fast(sd) is sd
+@pytest.fixture(scope="module")
+def spared(sd):
+    """As on a CPU, where a model's layers are wide."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "NARROW", 8)
+        patch.setattr(winograd, "SMALL", 16)
+        yield fast(replace(sd, unet=copy.deepcopy(sd.unet), vae=copy.deepcopy(sd.vae)))
 
 
-def test_an_edit_is_the_same_but_for_rounding(sd, quick):
-    ours, plain = (minedit.edit(model, BOY, SITTING, seed=1, steps=4, guidance=3.0) for model in (quick, sd))
+def test_half_precision_on_a_cpu_stays_as_it_is(sd):
+    model = replace(sd, dtype=torch.bfloat16)
+    assert fast(model) is model
+
+
+def test_on_a_cpu_wide_convolutions_take_fewer_products(spared):
+    assert spared.fast and fast(spared) is spared
+    for part in (spared.unet, spared.vae):
+        layers = [m for m in part.modules() if winograd.suits(m)]
+        assert layers and all(isinstance(layer.forward, Winograd) for layer in layers)
+
+
+@pytest.mark.parametrize("made", ["quick", "spared"])
+def test_an_edit_is_the_same_but_for_rounding(sd, made, request):
+    models = request.getfixturevalue(made), sd
+    ours, plain = (minedit.edit(model, BOY, SITTING, seed=1, steps=4, guidance=3.0) for model in models)
     assert relative(ours.source_latent, plain.source_latent) < 1e-4
     assert relative(ours.edited_latent, plain.edited_latent) < 1e-4
 
 
-def test_names_and_weights_stay(sd, quick, tmp_path):
+@pytest.mark.parametrize("made", ["quick", "spared"])
+def test_names_and_weights_stay(sd, made, request):
     for part in ("unet", "vae"):
-        ours, plain = getattr(quick, part).state_dict(), getattr(sd, part).state_dict()
+        ours, plain = getattr(request.getfixturevalue(made), part).state_dict(), getattr(sd, part).state_dict()
         assert ours.keys() == plain.keys() and all(torch.equal(ours[name], x) for name, x in plain.items())
 
 
@@ -62,7 +84,7 @@ def test_self_attention_multiplies_once(quick):
 
 
 def test_a_lora_comes_first(quick, tmp_path):
-    with pytest.raises(MineditError, match="laid out for speed; merge .* first"):
+    with pytest.raises(MineditError, match="made for speed; merge .* first"):
         merge(quick, tmp_path / "lora.safetensors")
 
 

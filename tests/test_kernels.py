@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from seeded import normal
+from seeded import normal, relative
 from torch import Tensor
 
 from minedit.attention import Edit, Rule, eager
@@ -124,6 +124,16 @@ def test_more_keys_than_a_tile_go_to_the_flash_kernel():
     q, k, v = case(3, 4, 2, 150, 150, 8, torch.float32)
     rule = Rule(q_rows=(0, 1, 2, 2), k_rows=(0, 1, 2, 2))
     assert error(kernels.attend(q, k, v, rule), oracle(q, k, v, rule)[0]) < 1e-6
+
+
+def test_gradients_pass():
+    """By sdpa: the kernel has none."""
+    q, k, v = (x.detach().requires_grad_() for x in case(0, 4, 2, 40, 7, 16, torch.float32))
+    rule = Rule(edits=(random_edit(random.Random(0), 3, 2, 40, 7),))
+    ours, plain = kernels.attend(q, k, v, rule), eager(q, k, v, rule)
+    torch.testing.assert_close(ours, plain)
+    found, expected = (torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (ours, plain))
+    assert all(relative(a, b) < 1e-5 and b.abs().max() > 0 for a, b in zip(found, expected, strict=True))
 
 
 def test_it_compiles_without_spilling():

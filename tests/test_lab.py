@@ -38,7 +38,7 @@ def lab(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def command(*argv: str) -> tuple[int, str, list[dict[str, str]]]:
-        status = cli.main(["kernels", *argv])
+        status = cli.main(["kernels", *argv, *([] if "--device" in argv or not argv else ["--device", "cpu"])])
         said, table = capsys.readouterr(), tmp_path / "out" / "kernels.csv"
         rows = csv.DictReader(table.read_text().splitlines()) if table.exists() else ()
         return status, said.out + said.err, list(rows)
@@ -320,6 +320,13 @@ def writes(q, k, v, rule=None, columns=False):
     return found
 
 
+def writes_the_rule(q, k, v, rule=None, columns=False):
+    found = eager(q, k, v, rule, columns)
+    for edit in rule.edits:
+        edit.gate.clamp_(max=0.1)
+    return found
+
+
 def contiguous_only(q, k, v, rule=None, columns=False):
     """Reads memory as [B,H,N,D], whatever the strides say."""
     return eager(*(torch.as_strided(x, x.shape, torch.empty(x.shape).stride()) for x in (q, k, v)), rule, columns)
@@ -363,6 +370,7 @@ WRONG = {  # function: the rule it is tried with, what the report must say
     no_tensor: ("plain", "out: found NoneType, expected a tensor [4, 2, 64, 40]"),
     raises: ("plain", "it raised ValueError: no tile of 24 (at test_lab.py:"),
     writes: ("plain", "it writes into the q, k or v that it was given"),
+    writes_the_rule: ("dps", "it writes into the rule that it was given"),
     contiguous_only: ("plain", "right once q, k and v are contiguous"),
     low_precision: ("plain", "the error is small: sums or probabilities in low precision"),
 }
@@ -496,7 +504,7 @@ def test_a_file_that_is_not_the_labs_is_left_alone(lab):
         (("check", "--rules", "dsp"), "--rules has 'dsp'; expected some of plain, replace"),
         (("check", "--dtype", "float8"), "--dtype has 'float8'; expected some of float32"),
         (("check", "--attention", "flash"), "attention 'flash' is unknown"),
-        (("check", "--attention", "broken_kernel:attend"), "'broken_kernel:attend': importing it raised SyntaxError"),
+        (("check", "--attention", "broken_kernel:attend"), "cannot import 'broken_kernel' (SyntaxError"),
         (("bench", "--repeats", "0"), "found '0', expected a whole number"),
         (("check", "--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
     ],

@@ -60,7 +60,7 @@ def timing(attend: Attend, case: Case, columns: bool, top: Ceiling, repeats: int
 
 
 def traffic(case: Case, columns: bool) -> tuple[int, int]:
-    """(bytes, flops) that no function can do without."""
+    """(bytes, flops) of a function that shares nothing between rows."""
     shape, edits = case.shape, case.rule.edits if case.rule else ()
     B, H, N, T, D = shape.B, shape.H, shape.N, shape.T, shape.D
     moved = case.q.element_size() * H * (N + T) * D * (2 * B + len(edits))  # q and out, k and v; an edit's q and k

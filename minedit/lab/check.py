@@ -10,6 +10,7 @@ rule's weights, the result of a call, the sum of several). The largest entry set
 
 from __future__ import annotations
 
+import copy
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from minedit.attention import Attend, Rule, eager
 from minedit.config import MineditError
+from minedit.graphs import taken_apart
 from minedit.lab.cases import Case
 from minedit.lab.hints import column_hints, hints, mismatches
 from minedit.lab.oracle import distance, oracle
@@ -73,12 +75,16 @@ def _answer(name: str, values: Tensor, by_eager: Tensor, dtype: torch.dtype) -> 
     return Answer(name, values, error, max(2 * error, FLOOR * torch.finfo(dtype).eps * values.abs().max().item()))
 
 
+def _tensors(rule: Rule | None) -> list[Tensor]:
+    return taken_apart({"": rule})[1] if rule else []
+
+
 def judge(attend: Attend, case: Case, expected: tuple[Answer, ...], explain: bool = True) -> Verdict:
     """Call `attend` as the UNet's layers do, without columns and with, and compare. explain: look for hints as well."""
-    given = [x.clone() for x in (case.q, case.k, case.v)]
+    given, rule = [x.clone() for x in (case.q, case.k, case.v)], copy.deepcopy(case.rule)
     try:
-        found = _called(attend, *given, case.rule)
-        both = _called(attend, *given, case.rule, columns=True) if case.shape.columns else None
+        found = _called(attend, *given, rule)
+        both = _called(attend, *given, rule, columns=True) if case.shape.columns else None
     except MineditError as error:
         return Verdict("refused", report=(str(error),))
     except torch.OutOfMemoryError as error:
@@ -88,6 +94,8 @@ def judge(attend: Attend, case: Case, expected: tuple[Answer, ...], explain: boo
     fault = _fault(case, found, both)
     if not fault and not all(torch.equal(x, y) for x, y in zip(given, (case.q, case.k, case.v), strict=True)):
         fault = "it writes into the q, k or v that it was given; they are the caller's"
+    if not fault and not all(torch.equal(x, y) for x, y in zip(_tensors(rule), _tensors(case.rule), strict=True)):
+        fault = "it writes into the rule that it was given; every layer and step reads it"
     if fault:
         return Verdict("wrong", report=(fault,))
 

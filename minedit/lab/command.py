@@ -45,14 +45,17 @@ def main(argv: list[str]) -> int:
     rules = _chosen("rules", args.rules, RULES, list(RULES))
     halves = ["float16", "bfloat16"] if device.type == "cuda" else []
     dtypes = _chosen("dtype", args.dtype, DTYPES, ["float32", *halves])
-    before = _before(args.csv)
+    _before(args.csv)
+    rows: list[Row] = []
     functions = named_functions(args.attention, device)
     with _threads(args.threads), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         told = _told(args.what, device)
         print(", ".join(f"{name} {told[name]}" for name in ("device", "torch", "triton", "threads") if told[name]))
-        with torch.inference_mode():
-            rows = _rows(args, functions, rules, dtypes, device)
-    _append(args.csv, before, [{**told, **row} for row in rows])
+        try:
+            with torch.inference_mode():
+                _try(rows, args, functions, rules, dtypes, device)
+        finally:  # what was measured before an interruption is kept
+            _append(args.csv, [{**told, **row} for row in rows])
     print(f"\n{len(rows)} rows to {args.csv}")
     counts = {name: Counter(row["status"] for row in rows if row["attention"] == name) for name in functions}
     for name, count in counts.items():
@@ -60,15 +63,16 @@ def main(argv: list[str]) -> int:
     return int(any(count["wrong"] or not count["right"] for count in counts.values()))
 
 
-def _rows(
+def _try(
+    rows: list[Row],
     args: argparse.Namespace,
     functions: Mapping[str, Attend],
     rules: list[str],
     dtypes: list[str],
     device: torch.device,
-) -> list[Row]:
+) -> None:
     """Try every function on every case and print the table: in `bench` a line a case, in `check` a line a shape."""
-    rows, had = [], Counter()
+    had = Counter()
     wide = max(len(name) for name in ("attention", *functions))
     print(f"\n{'attention':{wide}}  {HEAD}")
     for dtype in dtypes:
@@ -90,12 +94,11 @@ def _rows(
                         print(f"{verdict.status}: {name}, {case}", *verdict.report, sep="\n    ", flush=True)
                     if verdict.fatal:
                         print("the device cannot be used after this: nothing more was tried")
-                        return rows
+                        return
             for name in functions if not top else ():
                 mine = [row for row in rows[begun:] if row["attention"] == name]
                 for line in _summary(wide, mine, shape):
                     print(line, flush=True)
-    return rows
 
 
 def _tried(
@@ -162,7 +165,9 @@ def _before(path: Path) -> str:
     return text if text.endswith("\n") else text + "\n"
 
 
-def _append(path: Path, before: str, rows: list[Row]) -> None:
+def _append(path: Path, rows: list[Row]) -> None:
+    before = _before(path)  # another run may have added rows meanwhile
+
     def write(part: Path) -> None:
         with part.open("w", newline="", encoding="utf-8") as file:
             file.write(before)
@@ -187,13 +192,7 @@ def named_functions(asked: list[str] | None, device: torch.device) -> dict[str, 
             print(f"without triton: {error}")
     found = {}
     for name in names:
-        try:
-            attend = backend(name, device)
-        except MineditError:
-            raise
-        except Exception as error:  # whatever a module that is being written raises when it is imported
-            raise MineditError(f"attention {name!r}: importing it raised {type(error).__name__}: {error}") from error
-        found[f"auto ({resolve(name, device)})" if name == "auto" else name] = attend
+        found[f"auto ({resolve(name, device)})" if name == "auto" else name] = backend(name, device)
     return found
 
 

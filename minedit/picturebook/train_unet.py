@@ -6,7 +6,7 @@ The encoder goes on learning: the contrastive loss told subjects, places and col
 10 % of the captions are dropped for classifier-free guidance (Ho & Salimans, 2022). Squared errors are weighted by
 1/sqrt(SNR) (Yu et al., arXiv:2310.08442): ε alone leaves the noisiest steps, which decide what is where, next to no
 gradient. Where the noise leaves the subject visible its pixels count more: it is a fifth of a picture and most of its
-difficulty.
+difficulty. What generated pictures showed wrong most often (`weight`) is drawn twice as often.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from minedit.config import UNetConfig
 from minedit.ddim import alphas_cumprod
 from minedit.picturebook.captions import caption
 from minedit.picturebook.dataset import Drawings
+from minedit.picturebook.factors import Factors
 from minedit.picturebook.fit import Training, fit
 from minedit.picturebook.grounding import Grounding
 from minedit.picturebook.train_text import Ids
@@ -79,6 +81,11 @@ def hidden(name: str) -> bool:
     return "embedding" not in name and name not in ("unet.input_blocks.0.0.weight", "unet.out.2.weight")
 
 
+def weight(f: Factors) -> float:
+    """How often a scene is picked, beside others: cats and dogs differ in ears and snout, waving is one small hand."""
+    return 2.0 if f.subject in ("cat", "dog") or f.pose == "waving" or f.held else 1.0
+
+
 def conditions(text: TextEncoder, tokenizer: Tokenizer, device: str) -> Conditions:
     """How the UNet reads captions: their text states [B,T,width], most of them blinded.
 
@@ -121,11 +128,12 @@ def train_unet(
     both = nn.ModuleDict({"unet": unet, "text": text.train().requires_grad_(True)})
     watch = frozenset(site.name for site in unet.sites if site.kind == "cross" and site.stride == 1)
     alphas, factors = alphas_cumprod().float(), drawn.factors
+    chances = list(accumulate(map(weight, factors)))
     forward = torch.compile(unet) if run.compile else unet
 
     def loss(step: int) -> dict[str, Tensor]:
         rng, noise = run.chances("unet", step), run.noise(step)
-        picked = [rng.randrange(len(factors)) for _ in range(batch)]
+        picked = rng.choices(range(len(factors)), cum_weights=chances, k=batch)
         captions = ["" if rng.random() < DROPPED else caption(factors[i], rng).text for i in picked]
         mean = means[picked].float()
         z = mean + stds[picked].float() * torch.randn(mean.shape, generator=noise)

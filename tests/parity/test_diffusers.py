@@ -21,6 +21,7 @@ import oracles  # noqa: E402
 from minedit import formats  # noqa: E402
 from minedit.attention import sdpa  # noqa: E402
 from minedit.config import IP2P, PICTUREBOOK, SD14, Config  # noqa: E402
+from minedit.fast import spare_products  # noqa: E402
 from minedit.layouts import recognise  # noqa: E402
 from minedit.sample import sample  # noqa: E402
 from minedit.text import TextEncoder  # noqa: E402
@@ -28,6 +29,7 @@ from minedit.unet import UNet  # noqa: E402
 from minedit.vae import VAE  # noqa: E402
 
 LIMIT = 1e-5
+FAST_LIMIT = 2e-5  # with `--fast` on a CPU
 NARROW = replace(  # the blocks of SD-v1.4, a tenth as wide
     SD14,
     name="narrow sd-v1.4",
@@ -58,20 +60,25 @@ def check(name: str, ours: Tensor, theirs: Tensor, limit: float = LIMIT) -> None
 
 
 @torch.no_grad()
-def unet_pair(config: Config, rows: int) -> tuple[Tensor, Tensor]:
+def unets(config: Config, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What ours predicts, ours made fast, and theirs."""
     module, state = built(UNet, config.unet)
     side = config.latent_size
     x = normal("x", rows, config.unet.in_channels, side, side)
     t = torch.tensor([981, 21, 500][:rows])
     context = normal("context", rows, config.text.context_length, config.unet.context_dim)
     ours = module(x, t, context)
+    spare_products(module)
+    fast = module(x, t, context)
     del module
-    return ours, oracles.unet(config.unet, state)(x, t, context).sample
+    return ours, fast, oracles.unet(config.unet, state)(x, t, context).sample
 
 
 @each_config
 def test_unet(config: Config):
-    check(f"UNet {config.name}", *unet_pair(config, 1 if config is SD14 else 3))
+    ours, fast, theirs = unets(config, 1 if config is SD14 else 3)
+    check(f"UNet {config.name}", ours, theirs)
+    check(f"UNet {config.name}, fast", fast, theirs, FAST_LIMIT)
 
 
 @pytest.mark.parametrize("config", [TINY, SD14], ids=lambda config: config.name)
@@ -104,7 +111,8 @@ def test_a_folder_that_diffusers_saved_reads_as_our_names(config: Config, tmp_pa
 def test_unet_of_instruct_pix2pix():
     """At the tiny size, with its eight input channels."""
     unet = replace(TINY.unet, in_channels=IP2P.unet.in_channels)
-    check("UNet of 8 input channels", *unet_pair(replace(TINY, unet=unet), 2))
+    ours, _, theirs = unets(replace(TINY, unet=unet), 2)
+    check("UNet of 8 input channels", ours, theirs)
 
 
 @each_config
@@ -118,6 +126,9 @@ def test_vae(config: Config):
     dist = theirs.encode(image).latent_dist
     check(f"VAE encoder {config.name} {side}", module.encode(image), dist.parameters)
     check(f"VAE decoder {config.name} {side}", module.decode(z), theirs.decode(z).sample)
+    spare_products(module)
+    check(f"VAE encoder {config.name} {side}, fast", module.encode(image), dist.parameters, FAST_LIMIT)
+    check(f"VAE decoder {config.name} {side}, fast", module.decode(z), theirs.decode(z).sample, FAST_LIMIT)
 
 
 @each_config
