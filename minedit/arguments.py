@@ -55,7 +55,7 @@ def number(kind: type, low: float, high: float) -> Callable[[str], float]:
             value = math.nan
         if low <= value <= high and math.isfinite(value):
             return value
-        limit = f"from {low} to {high}" if high <= TRAIN_STEPS else f"{low} or more" if low >= 0 else "not infinite"
+        limit = f"from {low} to {high}" if high <= 2**14 else f"{low} or more" if low >= 0 else "not infinite"
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a {'whole ' * (kind is int)}number, {limit}")
 
     return read
@@ -106,6 +106,10 @@ SETTINGS: dict[type, dict[str, tuple[Callable | None, str]]] = {
     },
 }
 SETTING_NAMES = {name for settings in SETTINGS.values() for name in settings}
+STORED = {  # all that a picture can set
+    *("verb", "prompts", "source", "target", "method", "seed", "steps", "guidance", "eta", "height", "width"),
+    *("model", "lora", "device", "dtype", "fast", "attention", *SETTING_NAMES),
+}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -123,8 +127,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise MineditError(f"the settings in {args.again} are not those of a minedit command; expected a PNG of one")
     if verb != args.verb:
         raise MineditError(f"{args.again} was made by minedit {verb}; run: minedit {verb} --from {args.again}")
+    if not isinstance(stored["seed"], int):
+        raise MineditError(f"the seed in {args.again} is {stored['seed']!r}, expected a whole number")
+    stored = {name: value for name, value in stored.items() if name in STORED}
     stored["seed"] = [stored["seed"]]
-    merged = [(file, scale) for file, scale in stored.pop("lora", [])]
+    try:
+        merged = [(str(file), float(scale)) for file, scale in stored.pop("lora", [])]
+    except (TypeError, ValueError):
+        raise MineditError(f"the LoRAs in {args.again} are damaged; name them: --lora") from None
     if ":" in str(stored["attention"]):  # code: run only what this command line names
         stored["attention"] = None
     args = _parser(stored).parse_args(argv)

@@ -7,14 +7,14 @@ further name or another shape is an error that says which, never a warning.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from minedit import image
 from minedit.attention import backend
@@ -98,21 +98,28 @@ def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> Non
     prefixes = LAYOUTS[0].prefixes
     parts = {"unet": model.unet, "vae": model.vae, "text": model.text}
     tensors = {
-        prefixes[part] + _public(module, name): tensor.detach().to("cpu", kind).contiguous()
+        prefixes[part] + _public(module, name): tensor.detach().to("cpu", kind)
         for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
 
-    def write(part: Path) -> None:
+    write(tensors, path, {CONFIG_KEY: model.config.to_json(), "format": "pt"})
+
+
+def write(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: dict[str, str] | None = None) -> None:
+    """Tensors as a .safetensors file, which appears complete or not at all. Raises MineditError where it cannot."""
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def save_whole(part: Path) -> None:
         part.touch()
         mode = part.stat().st_mode  # the user's; save_file's own is private
         try:
-            save_file(tensors, part, {CONFIG_KEY: model.config.to_json(), "format": "pt"})
+            save_file(found, part, metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from error
         part.chmod(mode)
 
-    image.write_whole(Path(path).expanduser(), write)
+    image.write_whole(Path(path).expanduser(), save_whole)
 
 
 def weights_folder() -> Path:

@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(" ".join(str(error).splitlines()))
     except torch.OutOfMemoryError:
         return _failed("the device ran out of memory; try --dtype float16 or another --device")
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # the CPU's allocator has no exception of its own
+            raise
+        return _failed("memory ran out; try a smaller --height and --width, or fewer prompts at once")
     except KeyboardInterrupt:
         print("\nminedit: interrupted", file=sys.stderr)
         return 130
@@ -73,13 +77,10 @@ def _generate(args: argparse.Namespace) -> None:
             print(f"\n{prompt!r}\n  seed {seed}, {args.steps} steps, guidance {args.guidance}")
             with _progress() as progress:
                 out = generate(sd, prompt, progress=progress, on_step=preview, **run)
-            unknown = sd.tokenizer.unknown(sd.tokenizer.encode(prompt))
-            notes = [f"words the model was not trained on: {', '.join(unknown)}"] if unknown else []
-            notes += out.notes
             settings = {"verb": "generate", "prompts": [prompt], **run, **_model_settings(args, sd)}
             name = f"{number:02d}-seed{seed}-" if len(pairs) > 1 else ""
             seconds = time.perf_counter() - began
-            _write(args.out, name, {"image": out.images[0]}, settings, {"notes": notes}, seconds)
+            _write(args.out, name, {"image": out.images[0]}, settings, {"notes": list(out.notes)}, seconds)
 
 
 def _edit(args: argparse.Namespace) -> None:

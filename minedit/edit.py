@@ -1,7 +1,8 @@
 """The public verbs. `generate`: prompts -> pictures. `edit`: a prompt pair -> the source picture and its edit.
 
 Methods of `edit`: "adapedit", "p2p" (Prompt-to-Prompt) and "fixed-seed" (the target prompt from the same noise, no
-attention edit). Both pictures of a pair come from one run of four UNet rows; AdapEdit runs a statistics pass before it.
+attention edit). Both pictures of a pair come from one run of four UNet rows; AdapEdit runs a statistics pass before it,
+unless it is one-pass.
 """
 
 import time
@@ -89,7 +90,7 @@ def generate(
             on_step(step)
     latents = latents.cpu() / sd.config.latent_scale
     images, notes = pictures(sd, latents)
-    return Generated(images, latents, notes)
+    return Generated(images, latents, (*_unknown(sd, [sd.tokenizer.encode(prompt) for prompt in prompts]), *notes))
 
 
 def edit(
@@ -152,6 +153,7 @@ def edit(
     latents = latents.cpu() / sd.config.latent_scale
     images, decoding = pictures(sd, latents)
     same = ("the prompts are the same words: the edit is the source",) if identical else ()
+    same += ("one pass: τ is that of the last step, and was another before",) if running else ()
     sizes = {name: getattr(run, name) or sd.config.image_size for name in ("height", "width")}
     return EditResult(
         source=images[0],

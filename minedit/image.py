@@ -101,10 +101,16 @@ def settings(path: str | Path) -> dict:
     try:
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get(METADATA)
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
         raise MineditError(f"{path} is not a picture; expected a PNG that minedit wrote") from error
     except OSError as error:
         raise MineditError(f"cannot read {path} ({error.strerror or error}); expected a PNG minedit wrote") from error
     if text is None:
         raise MineditError(f"{path} holds no settings; expected a PNG that minedit wrote, unchanged since")
-    return json.loads(text)
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise MineditError(f"the settings in {path} are damaged; expected a PNG that minedit wrote, unchanged since")
+    return found

@@ -180,8 +180,13 @@ class Run:
         """Sample the prompts from the noise of their seeds, without gradients, and call `tick` after each step.
 
         rules: as in `sample`. The layers `names` are observed at the steps `looks`. Raises MineditError where height or
-        width cannot be halved as often as the model does.
+        width cannot be halved as often as the model does, and for a model that wants more than noise and text.
         """
+        if (channels := sd.config.unet.in_channels) != sd.config.vae.z_channels:
+            fault = f"{sd.config.name} reads {channels} channels, a photo's among them"
+            raise MineditError(
+                f"{fault}; expected a model that reads {sd.config.vae.z_channels}, as Stable Diffusion v1"
+            )
         multiple = sd.config.vae.factor * 2 ** (len(sd.config.unet.channels) - 1)
         for name, side in (("height", self.height), ("width", self.width)):
             if side is not None and (type(side) is not int or side < 1 or side % multiple):

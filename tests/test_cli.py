@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageChops
 from safetensors.torch import save_file
 from seeded import fill, normal
@@ -254,6 +255,9 @@ MISTAKES = {
     "from nothing": (["edit", "--from", "none.png"], "none.png"),
     "from a plain picture": (["edit", "--from", "plain.png"], "no settings"),
     "from other settings": (["edit", "--from", "foreign.png"], "foreign.png"),
+    "from damaged settings": (["edit", "--from", "damaged.png"], "damaged.png are damaged"),
+    "from a seed that is none": (["edit", "--from", "seeds.png"], "the seed in seeds.png is [1], expected a whole"),
+    "from LoRAs that are none": (["edit", "--from", "loras.png"], "the LoRAs in loras.png are damaged"),
     "from the other verb": (["generate", "--from", "edit.png"], "minedit edit --from edit.png"),
     "from a picture with code": (["edit", "--from", "code.png"], "--attention"),
 }
@@ -275,6 +279,9 @@ def mistaken_files(weights: Path) -> None:
     settings = {"verb": "edit", "source": BOY, "target": SITTING, "method": "p2p", "seed": 0, "model": None}
     image.save("edit.png", picture, {**settings, "attention": "auto"})
     image.save("code.png", picture, {**settings, "attention": "os:system"})
+    image.save("seeds.png", picture, {**settings, "attention": "auto", "seed": [1]})
+    image.save("loras.png", picture, {**settings, "attention": "auto", "lora": [1]})
+    image.save("damaged.png", picture, [1])
 
 
 @pytest.mark.parametrize("argv, says", MISTAKES.values(), ids=MISTAKES)
@@ -288,6 +295,23 @@ def test_a_mistake_is_one_line(run, weights, capsys, argv, says):
     assert line.startswith("minedit: error: ") and says in line
     assert "Traceback" not in told.err and told.err.count("minedit: error") == 1
     assert (files(), {path for path in Path(".").rglob("*") if path.is_dir()}) == before
+
+
+def test_a_picture_sets_nothing_but_settings(run):
+    """One from elsewhere cannot say where files go or which are read."""
+    assert run("edit", BOY, SITTING) == 0
+    settings = image.settings("out/edited.png") | {"out": "elsewhere", "pairs": "none.jsonl", "preview": "none.pth"}
+    image.save("foreign.png", Image.new("RGB", (8, 8)), settings)
+    assert run("edit", "--from", "foreign.png", few=False) == 0 and not Path("elsewhere").exists()
+
+
+def test_memory_that_runs_out_is_one_line(run, capsys, monkeypatch):
+    def exhausted(*_, **__):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(cli, "edit", exhausted)
+    assert run("edit", BOY, SITTING) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("minedit: error: memory ran out")
 
 
 def test_interrupted(run, capsys, monkeypatch):

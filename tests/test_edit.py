@@ -1,6 +1,7 @@
 """The verbs on a random model. Oracles: identities between runs, and the sampling loop written out by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -286,6 +287,12 @@ def test_pictures_of_other_shapes(sd, method):
     if method == "adapedit":
         assert res.statistics.maps.shape == (6, 10, 14)
         assert {tuple(seen.map.shape) for seen in res.statistics.spatial} == {(10, 14), (5, 7)}
+
+
+def test_a_model_that_reads_a_photo_too_is_an_error(sd):
+    photo = replace(sd, config=replace(sd.config, unet=replace(sd.config.unet, in_channels=8)))
+    with pytest.raises(MineditError, match="reads 8 channels, a photo's among them; expected a model that reads 4"):
+        minedit.generate(photo, BOY, **SHORT)
 
 
 @pytest.mark.parametrize("side", [0, -16, 24, 64.0, True])

@@ -17,9 +17,9 @@ class Stopped(Exception):
     pass
 
 
-def trained(folder, stop=None, steps=6, muon=None):
+def trained(folder, stop=None, steps=6, muon=None, seed=0):
     """A small network after `steps` steps, or None where `loss` raises at step `stop`."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3), nn.LayerNorm(3))
 
     def loss(step):
@@ -41,10 +41,11 @@ def rows(folder):
     return [{**row, "seconds": ""} for row in csv.DictReader((folder / "log.csv").open())]
 
 
+@pytest.mark.parametrize("stop", (3, 5), ids=("at a save", "between saves"))
 @pytest.mark.parametrize("muon", (None, lambda name: name == "0.weight"), ids=("adamw", "muon"))
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, muon):
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, muon, stop):
     whole = trained(tmp_path / "whole", muon=muon)
-    assert trained(tmp_path / "parts", stop=3, muon=muon) is None
+    assert trained(tmp_path / "parts", stop=stop, muon=muon) is None
     resumed = trained(tmp_path / "parts", muon=muon)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
@@ -81,9 +82,18 @@ def test_the_state_of_another_network_is_refused(tmp_path):
         fit("toy", nn.Linear(2, 2), lambda step: {}, Training(tmp_path, 9), peak=0.1)
 
 
+def test_another_run_is_not_gone_on_with(tmp_path):
+    """Its learning rate, its chances or its weights would be another's."""
+    trained(tmp_path)
+    with pytest.raises(MineditError, match="is another run: steps 6, asked for 9; remove it to start anew, or say --r"):
+        trained(tmp_path, steps=9)
+    with pytest.raises(MineditError, match="is another run: weights .*, asked for"):
+        trained(tmp_path, seed=1)
+
+
 def test_a_loss_that_explodes_stops_the_run(tmp_path):
     module = nn.Linear(2, 2)
-    with pytest.raises(RuntimeError, match="toy: gradient is nan at step 0; lower the learning rate"):
+    with pytest.raises(MineditError, match="toy: the gradient is nan at step 0; try a longer --warmup"):
         fit("toy", module, lambda step: {"loss": module.weight.sum() * torch.nan}, Training(tmp_path, 9), peak=0.1)
 
 

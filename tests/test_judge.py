@@ -1,13 +1,20 @@
 """The judge, and what it is asked. Oracles: the factors that were drawn, and a judge whose mistakes are known."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from seeded import fill, normal
 from torch import nn
 
-from minedit.config import MineditError
+from minedit.checkpoint import tokenizer
+from minedit.config import PICTUREBOOK, MineditError
+from minedit.picturebook import judge
 from minedit.picturebook.factors import HELD_OUT, Factors, held_out
-from minedit.picturebook.judge import prompts
+from minedit.picturebook.judge import judged, prompts
+from minedit.picturebook.scene import scene
 from minedit.picturebook.train_judge import IGNORED, LABELS, Judge, accuracy, labels, load_judge, save_judge
 
 FIGURE, APPLES = Factors("boy", "park", "red", pose="standing"), Factors("apple", "table", "red", count=2)
@@ -81,3 +88,36 @@ def test_the_judges_prompts_are_of_held_out_compositions():
     assert asked == prompts(200, 3) != prompts(200, 4)
     assert all(held_out(factors) and "place" in said.named for factors, said in asked)
     assert {factors.subject for factors, _ in asked} == {subject for subject, _, _ in HELD_OUT}
+
+
+def test_judged_counts_the_factors_that_captions_name(monkeypatch):
+    """Oracle: a reader that knows everything but the subject."""
+    asked = prompts(12, 5)
+    blank = SimpleNamespace(images=[Image.new("RGB", (128, 128))] * len(asked))
+    seeds = []
+    monkeypatch.setattr(judge, "generate", lambda model, texts, seed, **how: seeds.extend(seed) or blank)
+    reader = SimpleNamespace(
+        read=lambda images, factor: [None if factor == "subject" else getattr(f, factor) for f, _ in asked]
+    )
+    named = {name: sum(name in said.named for _, said in asked) for name in LABELS}
+    expected = {name: (0 if name == "subject" else n, n) for name, n in named.items() if n}
+    assert judged(None, reader, asked) == expected and {"subject", "place", "pose"} <= expected.keys()
+    assert seeds == list(range(12))
+
+
+@pytest.mark.parametrize("right", (True, False))
+def test_a_map_on_the_subject_is_local(monkeypatch, right):
+    """The subject word's map is the subject's mask, the place word's all else; or the other way round."""
+    model = SimpleNamespace(config=PICTUREBOOK, tokenizer=tokenizer(PICTUREBOOK))
+
+    def columns(model, image, text, seed):
+        words = {word.text: word.tokens[0] for word in model.tokenizer.encode(text).words}
+        mask = scene(FIGURE, seed, PICTUREBOOK.image_size).mask.reduce(8)
+        inside = (np.asarray(mask).ravel() >= 128).astype(np.float32)
+        found = np.zeros((inside.size, PICTUREBOOK.text.context_length), np.float32)
+        found[:, words["boy"]], found[:, words["park"]] = (inside, 1 - inside) if right else (1 - inside, inside)
+        return found
+
+    monkeypatch.setattr(judge, "_columns", columns)
+    monkeypatch.setattr(judge, "factors_of", lambda seed, index: FIGURE)
+    assert judge._locality(model, 0, 1) == (right, right, float(right))

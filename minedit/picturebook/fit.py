@@ -11,6 +11,7 @@ saves.
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import os
 import random
@@ -31,6 +32,7 @@ from minedit.picturebook.muon import Muon
 from minedit.picturebook.workers import add_up, worker, workers
 
 Loss = Callable[[int], dict[str, Tensor]]  # step -> named scalars; "loss" is minimised, all are logged
+Told = dict[str, float | str]  # what a run is, beside its weights
 Evaluate = Callable[[nn.Module], dict[str, float]]  # module -> named figures, logged
 
 
@@ -103,7 +105,7 @@ def fit(
 ) -> nn.Module:
     """Train `module` for `run.steps` steps with AdamW, or Muon beside it, and return it with its final parameters.
 
-    Resumes from `run.folder` what was stopped there.
+    Resumes from `run.folder` what was stopped there, if that was the same run: steps, warm-up, seed, workers, weights.
 
     Args:
         name: shown beside the progress bar.
@@ -115,12 +117,14 @@ def fit(
         evaluate: called at every save, on the average if there is one.
 
     Raises:
-        MineditError: the state in the folder is that of another network.
-        RuntimeError: the gradient is not finite.
+        MineditError: the state in the folder is that of another network or another run, or the gradient is not finite.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     optimisers, average = _optimisers(module, peak, weight_decay, muon), EMA(module, ema) if ema else None
-    start, seconds = _resume(run.folder / "state.pt", module, optimisers, average)
+    asked = {"steps": run.steps, "warmup": run.warmup, "seed": run.seed, "workers": workers()}
+    asked["weights"] = fingerprint(module)
+    start, seconds = _resume(run.folder / "state.pt", module, optimisers, average, asked)
+    _forget(run.folder / "log.csv", start)
     totals: dict[str, float] = {}
     tick, logged = time.monotonic(), start
     first = worker() == 0  # which alone reports and saves
@@ -134,7 +138,9 @@ def fit(
         _average_gradients(module)
         norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         if not torch.isfinite(norm):
-            raise RuntimeError(f"{name}: gradient is {norm.item()} at step {step}; lower the learning rate and resume")
+            raise MineditError(
+                f"{name}: the gradient is {norm.item()} at step {step}; try a longer --warmup or another --seed"
+            )
         for optimiser in optimisers:
             optimiser.step()
         if average:
@@ -155,7 +161,7 @@ def fit(
             _log(run.folder / "log.csv", {"step": done, "seconds": round(seconds), **row})
             bar.set_postfix({key: f"{value:.4f}" for key, value in row.items()})
         if saving:
-            _save(run.folder / "state.pt", module, optimisers, average, done, seconds)
+            _save(run.folder / "state.pt", module, optimisers, average, asked | {"step": done, "seconds": seconds})
     if average:
         module.load_state_dict({**module.state_dict(), **average.shadow})
     return module
@@ -180,28 +186,39 @@ def _average_gradients(module: nn.Module) -> None:
         torch._foreach_div_(gradients, workers())
 
 
-def _save(
-    file: Path, module: nn.Module, optimisers: list[Optimizer], average: EMA | None, step: int, seconds: float
-) -> None:
+def fingerprint(module: nn.Module) -> str:
+    """A short name of its weights."""
+    weights = (p.detach().cpu().contiguous().numpy() for p in module.parameters())
+    return hashlib.sha256(b"".join(x.tobytes() for x in weights)).hexdigest()[:8]
+
+
+def _save(file: Path, module: nn.Module, optimisers: list[Optimizer], average: EMA | None, told: Told) -> None:
     kept = [optimiser.state_dict() for optimiser in optimisers]
-    state = {"module": module.state_dict(), "optimisers": kept, "step": step, "seconds": seconds}
+    state = {"module": module.state_dict(), "optimisers": kept, **told}
     if average:
         state |= {"ema": average.shadow, "ema_count": average.count}
     torch.save(state, file.with_suffix(".tmp"))
     os.replace(file.with_suffix(".tmp"), file)
 
 
-def _resume(file: Path, module: nn.Module, optimisers: list[Optimizer], average: EMA | None) -> tuple[int, float]:
+def _resume(
+    file: Path, module: nn.Module, optimisers: list[Optimizer], average: EMA | None, asked: Told
+) -> tuple[int, float]:
     """(steps done, seconds they took), after putting the state in place; (0, 0) where there is none."""
     if not file.exists():
         return 0, 0.0
     state = torch.load(file, map_location=next(module.parameters()).device, weights_only=True)
+    other = [
+        f"{name} {state.get(name)}, asked for {value}" for name, value in asked.items() if state.get(name) != value
+    ]
     try:
         module.load_state_dict(state["module"])
         for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
     except (KeyError, RuntimeError, ValueError) as error:
         raise MineditError(f"{file} is the state of another network; remove it to start anew, or say --runs") from error
+    if other:
+        raise MineditError(f"{file} is another run: {'; '.join(other)}; remove it to start anew, or say --runs")
     if average:
         average.shadow, average.count = state["ema"], state["ema_count"]
     return state["step"], state["seconds"]
@@ -224,6 +241,18 @@ def _averaged(module: nn.Module, average: EMA | None) -> Iterator[None]:
 def _put(module: nn.Module, values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         module.get_parameter(name).copy_(value)
+
+
+def _forget(path: Path, step: int) -> None:
+    """Leave out the rows of steps after `step`, which a run that was stopped between two saves takes again."""
+    rows = list(csv.DictReader(path.open())) if path.exists() and worker() == 0 else []
+    if any(int(row["step"]) > step for row in rows):
+        partial = path.with_suffix(".tmp")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["step"]) <= step)
+        os.replace(partial, path)
 
 
 def _log(path: Path, row: dict[str, float]) -> None:

@@ -6,21 +6,20 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import nn
 
 from minedit.arguments import Formatter, Parser, number
 from minedit.attention import sdpa
-from minedit.checkpoint import Model, load, save, tokenizer, torch_device
+from minedit.checkpoint import Model, load, save, tokenizer, torch_device, write
 from minedit.config import PICTUREBOOK, Config, MineditError
 from minedit.picturebook.dataset import Drawings
-from minedit.picturebook.fit import Training
+from minedit.picturebook.fit import Training, fingerprint
 from minedit.picturebook.train_judge import load_judge, save_judge, train_judge
 from minedit.picturebook.train_text import clip_model, train_text
 from minedit.picturebook.train_unet import cached_latents, train_unet
@@ -32,6 +31,7 @@ from minedit.vae import VAE
 
 STEPS = {"vae": 9000, "text": 450, "unet": 9000, "judge": 3000}
 STAGES = (*STEPS, "assemble")
+SEEDS = number(int, 0, 10**9)
 FEWEST = 256  # training scenes: a few batches
 UNSEEN = 2048  # held-out renderings for evaluation
 
@@ -46,11 +46,16 @@ def main(argv: list[str]) -> int:
         if args.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
-    for stage in STAGES if args.stage == "all" else (args.stage,):
-        if stage == "assemble" and worker() == 0:
-            assemble(PICTUREBOOK, args.runs, args.out)
-        elif stage != "assemble":
-            _train(stage, PICTUREBOOK, args)
+    try:
+        for stage in STAGES if args.stage == "all" else (args.stage,):
+            if stage == "assemble" and worker() == 0:
+                assemble(PICTUREBOOK, args.runs, args.out)
+            elif stage != "assemble":
+                _train(stage, PICTUREBOOK, args)
+    except OSError as error:
+        raise MineditError(
+            f"cannot use {error.filename or args.runs} ({error.strerror}); choose other --runs"
+        ) from error
     return 0
 
 
@@ -66,7 +71,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--warmup", type=number(int, 1, 10**9), default=200, help="steps to the peak learning rate")
     parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
     parser.add_argument("--device", default=default, help="cpu or cuda")
-    parser.add_argument("--seed", type=int, default=0, help="of initial weights, scenes, captions and noise")
+    parser.add_argument("--seed", type=SEEDS, default=0, help="of initial weights, scenes, captions and noise")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training state, logs and data")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of checkpoint, CLIP and judge")
     args = parser.parse_args(argv)
@@ -81,14 +86,17 @@ def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
     run = Training(args.runs / stage, steps, args.device, args.seed, warmup=args.warmup, compile=args.compile)
     data, size = args.runs / "data", config.image_size
     begun = load(args.start) if args.start else None
+    if begun and begun.config != config:
+        raise MineditError(f"{args.start} is {begun.config.name}; expected a model of the picture book to go on with")
     if stage == "unet":
         if begun:
-            _keep(begun.vae, args.runs / "vae")
+            _keep_encoder(begun.vae, config, args.runs / "vae")
         vae = _trained(VAE(config.vae), args.runs / "vae").to(run.device, memory_format=torch.channels_last)
         text, unet = (begun.text, begun.unet) if begun else (text_tower(config, args.runs), None)
         with first_worker_first():
             seen = Drawings(data, args.scenes, size, run.seed)
-            file = data / f"latents-{seen.name}-{_fingerprint(vae)}.safetensors"
+            # of another encoder they would be no latents of this one
+            file = data / f"latents-{seen.name}-{fingerprint(encoder(vae))}.safetensors"
             latents = cached_latents(vae, seen, file, config.latent_scale)
         _keep(train_unet(config.unet, text, tokenizer(config), seen, latents, run, unet=unet), run.folder)
         _keep(text, args.runs / "tower")
@@ -106,12 +114,6 @@ def _train(stage: str, config: Config, args: argparse.Namespace) -> None:
         judge = train_judge(seen, kept, unseen, run)
         if worker() == 0:
             save_judge(judge, run.folder / "judge.safetensors")
-
-
-def _fingerprint(module: nn.Module) -> str:
-    """A short name of its weights: latents of another autoencoder are no latents of this one."""
-    weights = (p.detach().cpu().contiguous().numpy() for p in module.parameters())
-    return hashlib.sha256(b"".join(x.tobytes() for x in weights)).hexdigest()[:8]
 
 
 def text_tower(config: Config, runs: Path) -> TextEncoder:
@@ -134,7 +136,7 @@ def assemble(config: Config, runs: Path, out: Path) -> None:
     save(model, out / "picturebook.safetensors", dtype="float16")
     if (runs / "text" / "final.safetensors").exists():
         clip = _trained(clip_model(config), runs / "text").half().state_dict()
-        _write({name: t for name, t in clip.items() if t.is_floating_point()}, out / "picturebook-clip.safetensors")
+        write({name: t for name, t in clip.items() if t.is_floating_point()}, out / "picturebook-clip.safetensors")
     if (runs / "judge" / "judge.safetensors").exists():
         save_judge(load_judge(runs / "judge" / "judge.safetensors"), out / "picturebook-judge.safetensors")
     for file in sorted(out.glob("picturebook*.safetensors")):
@@ -146,14 +148,24 @@ def _keep(module: nn.Module, folder: Path) -> None:
     with first_worker_first():
         if worker() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(module.state_dict(), folder / "final.safetensors")
+            write(module.state_dict(), folder / "final.safetensors")
 
 
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    """All or nothing: written under another name, then renamed."""
-    partial = path.with_suffix(".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-    os.replace(partial, path)
+def encoder(vae: VAE) -> nn.Module:
+    """The part that makes latents; what reads them may be another."""
+    return nn.ModuleList([vae.encoder, vae.quant_conv])
+
+
+def _keep_encoder(vae: VAE, config: Config, folder: Path) -> None:
+    """The autoencoder, unless one of the same encoder is there, whose decoder may have learned more.
+
+    Raises MineditError where that of another encoder is there: its latents would be no latents of this one.
+    """
+    file = folder / "final.safetensors"
+    if not file.is_file():
+        _keep(vae, folder)
+    elif fingerprint(encoder(_trained(VAE(config.vae), folder))) != fingerprint(encoder(vae)):
+        raise MineditError(f"{file} has another encoder than the model to go on with; say --runs, or remove it")
 
 
 def _trained(module: nn.Module, folder: Path) -> nn.Module:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from minedit.checkpoint import write
 from minedit.config import MineditError
 from minedit.picturebook.dataset import Drawings
 from minedit.picturebook.factors import SIZES, SUBJECTS, Factors
@@ -29,6 +30,7 @@ LABELS: dict[str, tuple] = {
     "held": (None, *dict.fromkeys(thing for things in HELD.values() for thing in things)),
 }
 SIDE = 64  # pixels that the judge sees
+UNNAMED = (None, "medium")  # what no caption says
 IGNORED = -100  # what cross_entropy leaves out
 KEPT = 4  # one in so many pictures of a batch is of a composition kept from the UNet
 EVALUATED = 512  # held-out pictures read at every save
@@ -117,9 +119,10 @@ def _soften(x: Tensor, rng: random.Random, noise: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def accuracy(judge: Judge, drawings: Drawings, count: int, batch: int = 64) -> dict[str, float]:
-    """Share of the first `count` drawings whose factor the judge reads correctly, for each factor, where there is one.
+    """Share of the first `count` drawings whose factor the judge reads correctly, where a caption can name it.
 
-    Leaves the judge in eval mode.
+    No caption names empty hands or the medium size. Factors that none of them has are left out. Leaves the judge in
+    eval mode.
     """
     device = next(judge.parameters()).device
     judge.eval()
@@ -129,14 +132,15 @@ def accuracy(judge: Judge, drawings: Drawings, count: int, batch: int = 64) -> d
         picked = list(range(start, min(start + batch, stop)))
         logits, want = judge(drawings.tensor(picked).to(device)), labels([drawings.factors[i] for i in picked])
         for name in LABELS:
-            asked = want[name] != IGNORED
+            unnamed = [i for i, label in enumerate(LABELS[name]) if label in UNNAMED]
+            asked = (want[name] != IGNORED) & ~torch.isin(want[name], torch.tensor(unnamed))
             right[name] += (logits[name].argmax(1).cpu() == want[name])[asked].tolist()
-    return {name: sum(hits) / max(1, len(hits)) for name, hits in right.items()}
+    return {name: sum(hits) / len(hits) for name, hits in right.items() if hits}
 
 
 def save_judge(judge: Judge, path: Path) -> None:
     """Write the judge in float16 as a safetensors file."""
-    save_file({name: tensor.detach().half().contiguous() for name, tensor in judge.state_dict().items()}, path)
+    write({name: tensor.half() for name, tensor in judge.state_dict().items()}, path)
 
 
 def load_judge(path: Path) -> Judge:

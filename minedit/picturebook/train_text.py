@@ -1,7 +1,7 @@
 """Stage 2: a small CLIP of the world (Radford et al., 2021), whose text tower conditions the UNet.
 
-The tower is causal, trained contrastively and then frozen, as Stable Diffusion's is: word states stay local, and so do
-the attention maps the UNet makes of them. The whole model also serves as the text-image similarity of the metrics.
+The tower is causal, as Stable Diffusion's is: word states stay local, and so do the attention maps the UNet makes of
+them. Trained contrastively here, it goes on learning with the UNet. The whole CLIP tells how well text and picture fit.
 """
 
 from __future__ import annotations

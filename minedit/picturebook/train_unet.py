@@ -11,7 +11,6 @@ difficulty. What generated pictures showed wrong most often (`weight`) is drawn 
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 from itertools import accumulate
@@ -20,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from minedit.attention import Attn, Rule
+from minedit.checkpoint import write
 from minedit.config import UNetConfig
 from minedit.ddim import alphas_cumprod
 from minedit.picturebook.captions import caption
@@ -60,9 +60,7 @@ def cached_latents(vae: VAE, drawings: Drawings, file: Path, scale: float, batch
             mean, logvar = vae.encode(x.to(device, memory_format=torch.channels_last)).chunk(2, dim=1)
             means.append((mean * scale).half().cpu())
             stds.append((logvar.clamp(-30, 20) / 2).exp().mul(scale).half().cpu())
-        partial = file.with_suffix(".tmp")
-        save_file({"means": torch.cat(means).contiguous(), "stds": torch.cat(stds).contiguous()}, partial)
-        os.replace(partial, file)
+        write({"means": torch.cat(means), "stds": torch.cat(stds)}, file)
     kept = load_file(file)
     return kept["means"], kept["stds"]
 
