@@ -58,11 +58,17 @@ def train_vae(config: Config, data: Drawings, run: Training, batch: int = 8, beg
     def evaluate(module: nn.Module) -> dict[str, float]:
         return {"psnr": psnr(probe, reconstruct(module, probe)).mean().item()}
 
-    fit("vae", vae, loss, run, peak=1e-3, ema=0.998, weight_decay=0.0, evaluate=evaluate)
+    muon = hidden if begun else None  # whether it helps an autoencoder that has learned nothing is not measured
+    fit("vae", vae, loss, run, peak=1e-3, ema=0.998, weight_decay=0.0, muon=muon, evaluate=evaluate)
     if not begun:
         images = drawings(stream(run.seed, "vae statistics"), STATISTICS, size).to(run.device)
         standardise(vae, images, config.latent_scale)
     return vae
+
+
+def hidden(name: str) -> bool:
+    """Whether the parameter lies between the first convolution of the decoder and the last: what Muon is for."""
+    return name.startswith("decoder.") and not name.startswith(("decoder.conv_in.", "decoder.conv_out."))
 
 
 def wholes(data: Drawings, rng: random.Random, count: int) -> tuple[Tensor, Tensor]:
