@@ -62,9 +62,7 @@ class AdapEditConfig:
         if self.fwt_steps is not None and self.fwt_steps not in range(1, TRAIN_STEPS + 1):
             raise MineditError(f"fwt_steps is {self.fwt_steps!r}, expected an integer from 1 to {TRAIN_STEPS}, or None")
         if self.fwt == ONE_PASS and self.fwt_steps is not None:
-            raise MineditError(
-                f"fwt_steps is {self.fwt_steps}, but one-pass has no statistics pass; leave one of them out"
-            )
+            raise MineditError(f"fwt_steps is {self.fwt_steps}, expected None: one-pass has no statistics pass")
         for name in ("fwt", "dps", "mask", "centre"):
             if (name, getattr(self, name)) == ("fwt", ONE_PASS):
                 continue
