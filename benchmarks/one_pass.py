@@ -23,9 +23,9 @@ from table import append
 
 import minedit
 from minedit import adapedit
-from minedit.adapedit import AdapEditConfig, Statistics
+from minedit.adapedit import AdapEditConfig
 from minedit.checkpoint import Model, weights_folder
-from minedit.edit import EditResult
+from minedit.edit import EditResult, measure
 from minedit.image import to_tensor
 from minedit.picturebook.captions import caption
 from minedit.picturebook.draw import stream
@@ -63,7 +63,6 @@ def main() -> None:
     minedit.edit(sd, "a boy", "a girl", steps=2)  # the warm-up
     for seed in range(args.pairs):
         pair, before, after = changed(seed)
-        found = {} if seed < args.edits else measured(sd, pair, seed, args.steps)
         tau = {}
         for way, (method, settings) in WAYS.items():
             if seed < args.edits:
@@ -73,7 +72,7 @@ def main() -> None:
                 tau[way] = [word.tau for word in done.words]
                 read[way] = [a + b for a, b in zip(read[way], judged(judge, done, before, after), strict=True)]
             elif method == "adapedit":
-                tau[way] = taus(sd, pair, seed, args.steps, settings, found)
+                tau[way] = taus(sd, pair, seed, args.steps, settings)
         alignment = align(*(sd.tokenizer.encode(text) for text in pair))
         counted = [p.word for p in alignment.pairs if p.kind == "kept"]
         for way, against in off:
@@ -94,33 +93,13 @@ def main() -> None:
     append(TABLE, rows)
 
 
-def measured(sd: Model, pair: Pair, seed: int, steps: int) -> dict[tuple[int | None, str], Statistics]:
-    """What `edit.measure` returns for each number of steps and kind of statistics in WAYS, from one pass a number."""
-    found, prompts = {}, [sd.tokenizer.encode(text) for text in pair]
-    prompt, key_words, _ = adapedit.subject(*prompts)
-    for length in (None, 10):
-        run = Run(length or steps)
-        names, sums = adapedit.watched(sd, AdapEditConfig()), {}
-        for step in run(sd, [prompt.text], [seed], lambda: None, names=names, looks=range(run.steps)):
-            latent = step.latents.shape[-2:]
-            last = {name: (seen.columns[1].float(), seen.hidden[1].float()) for name, seen in step.seen.items()}
-            sums = {n: (a + sums[n][0], b + sums[n][1]) if sums else (a, b) for n, (a, b) in last.items()}
-        means = {n: (a / run.steps, b / run.steps) for n, (a, b) in sums.items()}
-        for kind, seen in (("last", last), ("mean", means)):
-            settings = AdapEditConfig(statistics=kind, fwt_steps=length)
-            found[length, kind] = adapedit.statistics(sd, prompt, key_words, seen, settings, latent)
-    return found
-
-
-def taus(
-    sd: Model, pair: Pair, seed: int, steps: int, settings: dict, found: dict[tuple[int | None, str], Statistics]
-) -> list[float]:
+def taus(sd: Model, pair: Pair, seed: int, steps: int, settings: dict) -> list[float]:
     """τ of each target word by AdapEdit with these settings; without the edit, where that can be left out."""
     chosen, prompts = AdapEditConfig(**settings), [sd.tokenizer.encode(text) for text in pair]
     if chosen.one_pass:
         return [word.tau for word in minedit.edit(sd, *pair, seed=seed, steps=steps, settings=chosen).words]
-    planned = adapedit.plan(sd, *prompts, steps, chosen, found[chosen.fwt_steps, chosen.statistics])
-    return [word.tau for word in planned.words]
+    found = measure(sd, *prompts, seed, Run(steps), chosen)
+    return [word.tau for word in adapedit.plan(sd, *prompts, steps, chosen, found).words]
 
 
 def judged(judge: Judge, done: EditResult, before: Factors, after: Factors) -> tuple[int, int, int, int]:

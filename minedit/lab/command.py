@@ -55,7 +55,8 @@ def main(argv: list[str]) -> int:
             with torch.inference_mode():
                 _try(rows, args, functions, rules, dtypes, device)
         finally:  # what was measured before an interruption is kept
-            _append(args.csv, [{**told, **row} for row in rows])
+            if rows:
+                _append(args.csv, [{**told, **row} for row in rows])
     print(f"\n{len(rows)} rows to {args.csv}")
     counts = {name: Counter(row["status"] for row in rows if row["attention"] == name) for name in functions}
     for name, count in counts.items():

@@ -27,6 +27,7 @@ from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from minedit.config import MineditError
+from minedit.image import write_whole
 from minedit.picturebook.draw import stream
 from minedit.picturebook.muon import Muon
 from minedit.picturebook.workers import add_up, worker, workers
@@ -245,25 +246,37 @@ def _put(module: nn.Module, values: dict[str, Tensor]) -> None:
 
 def _forget(path: Path, step: int) -> None:
     """Leave out the rows of steps after `step`, which a run that was stopped between two saves takes again."""
-    rows = list(csv.DictReader(path.open())) if path.exists() and worker() == 0 else []
-    if any(int(row["step"]) > step for row in rows):
-        partial = path.with_suffix(".tmp")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(row for row in rows if int(row["step"]) <= step)
-        os.replace(partial, path)
+    rows = _rows(path) if worker() == 0 else []
+    kept = [row for row in rows if int(row["step"]) <= step]
+    if len(kept) < len(rows):
+        _write_rows(path, list(rows[0]), kept)
 
 
 def _log(path: Path, row: dict[str, float]) -> None:
     """Append a row; columns that appear only in some rows stay empty in the others."""
-    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    rows = _rows(path)
     columns = list(dict.fromkeys([*(rows[0] if rows else []), *row]))
     if rows and list(rows[0]) == columns:
         with path.open("a", newline="") as file:
             csv.DictWriter(file, columns).writerow(row)
-        return
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows([*rows, row])
+    else:
+        _write_rows(path, columns, [*rows, row])
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write_rows(path: Path, columns: list[str], rows: list[dict]) -> None:
+    """The whole table, or what was there before."""
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_whole(path, write)
