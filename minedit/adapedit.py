@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minedit.attention import Gate, Site
+from minedit.attention import Gate, Seen, Site
 from minedit.checkpoint import Model
 from minedit.config import MineditError
 from minedit.ddim import TRAIN_STEPS
@@ -133,10 +133,14 @@ def masked(maps: Tensor, level: float) -> tuple[Tensor, Tensor]:
 
 def embeddings(maps: Tensor, hidden: Tensor, centre: bool) -> Tensor:
     """E_i [W, C] float64, unit length (eq. 5): the mean of hidden [N, C] under each map [W, N]."""
-    maps, hidden = maps.double(), hidden.double()
+    maps, hidden = _double(maps), _double(hidden)
     if centre:
         hidden = hidden - hidden.mean(0)
     return F.normalize(maps / maps.sum(1, keepdim=True) @ hidden, dim=1)
+
+
+def _double(x: Tensor) -> Tensor:
+    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple's GPUs have no float64
 
 
 def key_embedding(words: Tensor) -> Tensor:
@@ -168,28 +172,48 @@ def subject(source: Prompt, target: Prompt) -> tuple[Prompt, tuple[int, ...], tu
     return source, key_words, tuple(pair.source[0] for pair in alignment.pairs)
 
 
-def watched(model: Model, settings: AdapEditConfig) -> frozenset[str]:
-    """The layers the statistics pass observes: with DPS every cross-attention, else those at map_size."""
-    side = {site.name: map_side(site, model.config) for site in model.unet.sites}
-    names, size = cross_sites(model.unet.sites), model.config.map_size
-    at_map_size = frozenset(name for name in names if side[name] == size)
-    if not at_map_size:
-        found = sorted({side[name] for name in names})
+def watched(model: Model, settings: AdapEditConfig) -> dict[str, bool]:
+    """The layers the statistics come from: those at map_size, with columns; with DPS every cross-attention."""
+    side = {site.name: map_side(site, model.config) for site in model.unet.sites if site.kind == "cross"}
+    if model.config.map_size not in side.values():
+        found, size = sorted(set(side.values())), model.config.map_size
         raise MineditError(f"{model.config.name} has cross-attention maps of sides {found}, expected map_size {size}")
-    return frozenset(names) if settings.dps else at_map_size
+    at_map_size = {name: at == model.config.map_size for name, at in side.items()}
+    return {name: at for name, at in at_map_size.items() if at or settings.dps}
+
+
+class Average:
+    """The mean over steps of what one row of the watched layers saw, on the layers' device."""
+
+    def __init__(self) -> None:
+        self.count, self.sums = 0, {}
+
+    def add(self, seen: Mapping[str, Seen], row: int) -> None:
+        self.count += 1
+        for name, at in seen.items():
+            now = (None if at.columns is None else at.columns[row].float()), at.hidden[row].float()
+            self.sums[name] = tuple(map(_sum, self.sums.get(name, (None, None)), now))
+
+    def means(self) -> dict[str, tuple[Tensor | None, Tensor]]:
+        """(columns [N, T] where they were watched, hidden [N, C]) by layer."""
+        return {name: tuple(s if s is None else s / self.count for s in sums) for name, sums in self.sums.items()}
+
+
+def _sum(before: Tensor | None, now: Tensor | None) -> Tensor | None:
+    return now if before is None else before + now
 
 
 def statistics(
     model: Model,
     prompt: Prompt,
     key_words: tuple[int, ...],
-    seen: Mapping[str, tuple[Tensor, Tensor]],
+    seen: Mapping[str, tuple[Tensor | None, Tensor]],
     settings: AdapEditConfig,
     latent: tuple[int, int],
 ) -> Statistics:
-    """Word maps, similarities, taus and keys from (columns [N, T], hidden [N, C]) of the observed layers.
+    """Word maps, similarities, taus and keys from what the layers `watched` saw (`Average.means`).
 
-    latent: height and width of the latents.
+    latent: height and width of the latents. Computed where `seen` is: a GPU would wait for maps to be moved.
     """
     sites = {site.name: site for site in model.unet.sites if site.name in seen}
     at_map_size = [name for name, site in sites.items() if map_side(site, model.config) == model.config.map_size]
@@ -204,13 +228,13 @@ def statistics(
     keys = {}
     for name, site in sites.items() if settings.dps else ():
         at_site = resized(key_maps, _map_shape(site, latent))
-        keys[name] = key_embedding(embeddings(at_site, seen[name][1], settings.centre)).float()
+        keys[name] = key_embedding(embeddings(at_site, seen[name][1], settings.centre)).float().cpu()
     return Statistics(
         prompt=prompt.text,
         words=tuple(word.text for word in prompt.words),
         key_words=key_words,
-        maps=whole,
-        masks=masks.view_as(whole),
+        maps=whole.cpu(),
+        masks=masks.view_as(whole).cpu(),
         empty=tuple(empty.nonzero().flatten().tolist()),
         similarity=similarity,
         tau=taus(similarity, key_words, settings.lambda_tau),

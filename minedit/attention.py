@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .config import MineditError
 
+AT_ONCE = 2**22  # probabilities that `_columns` holds at once, unless one head has more
+
 
 @dataclass(frozen=True)
 class Site:
@@ -46,7 +48,9 @@ class Gate:
         hidden = hidden.float()
         if self.centre:
             hidden = hidden - hidden.mean(dim=0)
-        cosine = F.cosine_similarity(hidden, self.key.to(hidden), dim=-1)  # [N]
+        lengths = torch.linalg.vector_norm(hidden, dim=-1).clamp(min=1e-8)  # [N]
+        with _float32(hidden):
+            cosine = hidden @ self.key.to(hidden) / lengths
         return self.scale * (self.slope * cosine).clamp(0, 1)
 
 
@@ -106,7 +110,7 @@ class Seen:
     """What a watched layer saw at this step."""
 
     hidden: Tensor  # [B,N,C] the layer-normed input of the layer: E_[V]
-    columns: Tensor  # [B,N,T] float32, probabilities before any edit, mean over heads
+    columns: Tensor | None  # [B,N,T] float32, probabilities before any edit, mean over heads; None: not asked for
 
 
 def eager(
@@ -143,7 +147,7 @@ def sdpa(
     q, k, v = rule.route(q, k, v)
     values = list(v)  # of [H, T, D]
     for edit in rule.edits:
-        values[edit.row] = _scaled(edit.own if edit.gate is not None else edit.own + edit.blend, v[edit.row])
+        (values[edit.row],) = _scaled(v[edit.row], edit.own if edit.gate is not None else edit.own + edit.blend)
     out = F.scaled_dot_product_attention(q, k, torch.stack(values) if rule.edits else v)  # [B, H, N, D]
     if rule.edits:
         rows = list(out)  # of [H, N, D]
@@ -157,36 +161,42 @@ def _borrowed(q: Tensor, k: Tensor, v: Tensor, edit: Edit) -> Tensor:
     """All of an edited row but P_t diag(own) V: [H,N,D] float32."""
     s, t = edit.source, edit.row
     if edit.gate is None:
-        return _call(q[s], k[s], _scaled(edit.pin, v[t], edit.columns))[0]
-    # Values stacked as rows of a batch, not as wider heads: the fused kernels want q and v of one width.
-    pinned, blended = _call(q[s], k[s], *(_scaled(x, v[t], edit.columns) for x in (edit.pin, edit.blend)))
-    (own,) = _call(q[t], k[t], _scaled(edit.blend, v[t]))
+        return _call(q[s], k[s], _scaled(v[t], edit.pin, columns=edit.columns))[0]
+    pinned, blended = _call(q[s], k[s], _scaled(v[t], edit.pin, edit.blend, columns=edit.columns))
+    (own,) = _call(q[t], k[t], _scaled(v[t], edit.blend))
     w = edit.gate.to(own)[:, None]  # [N, 1]
-    return pinned + (1 - w) * blended + w * own
+    return pinned + torch.lerp(blended, own, w)
 
 
-def _call(q: Tensor, k: Tensor, *values: Tensor) -> Tensor:
-    """Attention of one row for several sets of values [H,T,D] -> [sets,H,N,D] float32."""
+def _call(q: Tensor, k: Tensor, values: Tensor) -> Tensor:
+    """Attention of one row for several sets of values [S,H,T,D] -> [S,H,N,D] float32.
+
+    They are rows of a batch, not wider heads: the fused kernels want q and v of one width.
+    """
     n = len(values)
-    return F.scaled_dot_product_attention(q.expand(n, *q.shape), k.expand(n, *k.shape), torch.stack(values)).float()
+    return F.scaled_dot_product_attention(q.expand(n, *q.shape), k.expand(n, *k.shape), values).float()
 
 
-def _scaled(weights: Tensor, v: Tensor, columns: Tensor | None = None) -> Tensor:
-    """R diag(weights) V: [H,T,D], computed in float32, in v's dtype."""
-    scaled = weights.to(v.device)[:, None] * v.float()
+def _scaled(v: Tensor, *weights: Tensor, columns: Tensor | None = None) -> Tensor:
+    """R diag(w) V for each w of `weights`: [S,H,T,D], computed in float32, in v's dtype."""
+    (heads, t, d), sets = v.shape, len(weights)
+    wide = v.transpose(0, 1).reshape(t, heads * d).float()  # as the heads lay before they were split: no copy
+    scaled = torch.cat([w.to(v.device)[:, None] * wide for w in weights], dim=1)  # [T, S·H·D]
     if columns is not None:
         with _float32(v):
             scaled = columns.to(scaled) @ scaled
-    return scaled.to(v.dtype)
+    return scaled.to(v.dtype).view(t, sets, heads, d).permute(1, 2, 0, 3)
 
 
 def _columns(q: Tensor, k: Tensor) -> Tensor:
-    """Probabilities, mean over heads: [B,N,T] float32, one head at a time."""
-    heads, width = q.shape[1], q.shape[-1]
+    """Probabilities, mean over heads: [B,N,T] float32, of a few heads at a time."""
+    (b, heads, n, width), t = q.shape, k.shape[2]
+    few = max(1, AT_ONCE // (b * n * t))
     total = 0.0
     with _float32(q):
-        for h in range(heads):
-            total = total + (q[:, h].float() @ k[:, h].float().transpose(-1, -2) / width**0.5).softmax(dim=-1)
+        for some_q, some_k in zip(q.split(few, dim=1), k.split(few, dim=1), strict=True):
+            scores = some_q.float() @ some_k.float().transpose(-1, -2) / width**0.5
+            total = total + scores.softmax(dim=-1).sum(dim=1)
     return total / heads
 
 
@@ -204,7 +214,7 @@ class Attn:
 
     attend: Attend = sdpa
     rules: Mapping[str, Rule] = field(default_factory=dict)  # by site name
-    watch: frozenset[str] = frozenset()  # site names
+    watch: Mapping[str, bool] = field(default_factory=dict)  # sites that fill `seen`, and whether with columns
     seen: dict[str, Seen] = field(default_factory=dict)  # filled by the watched layers
 
 

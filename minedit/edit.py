@@ -137,16 +137,20 @@ def edit(
     found = measure(sd, *pair, seed, run, chosen, tick) if first else None
     plan = running.plan if running else _plan(sd, *pair, steps, None if identical else chosen, found)
     prompts = [source] if identical else [source, target]
-    looks, names, spatial = (steps // 4, steps // 2, steps - 1), frozenset(plan.gates), []
-    watched = (range(steps), adapedit.watched(sd, chosen)) if running else (looks, names)
+    shown, spatial = (steps // 4, steps // 2, steps - 1), []
+    watch, looks = (adapedit.watched(sd, chosen), running.looks) if running else ({}, ())
+
+    def observe(step: int) -> Mapping[str, bool]:
+        return watch if step in looks else dict.fromkeys(plan.gates, False) if step in shown else {}
+
     rules = running.rules if running else plan.rules
-    for step in run(sd, prompts, [seed] * len(prompts), tick, rules, watched[1], watched[0]):
+    for step in run(sd, prompts, [seed] * len(prompts), tick, rules, observe):
         latents, latent = step.latents, step.latents.shape[-2:]
-        if step.index in looks:
+        if step.index in shown:
             hidden = {name: step.seen[name].hidden[TARGET] for name in plan.gates}
             spatial += adapedit.spatial(sd, plan.gates, step.index, hidden, latent)
-        if running:
-            running.add(step.index, step.seen, latent)
+        if step.index in looks:
+            running.add(step.seen, latent)
             plan, found = running.plan, running.found
         if on_step:
             on_step(step)
@@ -193,14 +197,11 @@ def measure(
     prompt, key_words, _ = adapedit.subject(source, target)
     run = replace(run, steps=settings.fwt_steps or run.steps)
     looks = range(run.steps - 1 if settings.statistics == "last" else 0, run.steps)
-    sums: dict[str, tuple[Tensor, Tensor]] = {}
-    for step in run(sd, [prompt.text], [seed], tick, names=adapedit.watched(sd, settings), looks=looks):
-        latent = step.latents.shape[-2:]
-        for name, seen in step.seen.items():
-            columns, hidden = seen.columns[1].float(), seen.hidden[1].float()  # row 1: conditional; [N, T], [N, C]
-            sums[name] = (sums[name][0] + columns, sums[name][1] + hidden) if name in sums else (columns, hidden)
-    means = {name: (columns.cpu() / len(looks), hidden.cpu() / len(looks)) for name, (columns, hidden) in sums.items()}
-    return adapedit.statistics(sd, prompt, key_words, means, settings, latent)
+    watch, seen = adapedit.watched(sd, settings), adapedit.Average()
+    for step in run(sd, [prompt.text], [seed], tick, observe=lambda s: watch if s in looks else {}):
+        if step.index in looks:
+            seen.add(step.seen, row=1)  # conditional
+    return adapedit.statistics(sd, prompt, key_words, seen.means(), settings, step.latents.shape[-2:])
 
 
 def method_settings(

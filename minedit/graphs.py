@@ -72,7 +72,8 @@ class Recorded:
         attn = attn or Attn()
         kind, tensors = taken_apart(attn.rules)
         given = [x, t, context, *tensors]
-        key = (attn.attend, attn.watch, kind, tuple((g.shape, g.dtype) for g in given), x.device, x.stride())
+        asked, shapes = tuple(attn.watch.items()), tuple((g.shape, g.dtype) for g in given)
+        key = (attn.attend, asked, kind, shapes, x.device, x.stride())
         found = self.recordings.get(key)
         if found is None:
             if len(self.recordings) >= LIMIT:
@@ -84,7 +85,8 @@ class Recorded:
                 found.given[i] = new
         found.replay()
         eps, seen = found.result  # the next replay overwrites them
-        attn.seen.update({name: Seen(s.hidden.clone(), s.columns.clone()) for name, s in seen.items()})
+        for name, at in seen.items():
+            attn.seen[name] = Seen(at.hidden.clone(), at.columns if at.columns is None else at.columns.clone())
         return eps.clone()
 
     def _recorded(self, given: list[Tensor], attn: Attn) -> _Recording:

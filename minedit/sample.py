@@ -94,7 +94,7 @@ def sample(
     steps: int = 50,
     guidance: float = 7.5,
     rules: Callable[[int], Mapping[str, Rule]] | None = None,
-    observe: Callable[[int], frozenset[str]] | None = None,
+    observe: Callable[[int], Mapping[str, bool]] | None = None,
     eta: float = 0.0,
     seeds: Sequence[int] = (),
 ) -> Iterator[Step]:
@@ -109,7 +109,7 @@ def sample(
         steps: 1 ... 1000 (`ddim.timesteps`).
         guidance: scale of `guidance.two_way`.
         rules: attention rules of a step by site name; None edits nothing.
-        observe: names of the layers that report into Step.seen at a step; None observes nothing.
+        observe: the layers that report into Step.seen at a step, and whether with columns; None observes nothing.
         eta: 0 deterministic ... 1 ancestral.
         seeds: one per row, needed when eta > 0: rows of one seed share every draw, whatever the batch.
 
@@ -123,7 +123,7 @@ def sample(
     draw = _step_noise(seeds, latents) if eta > 0 else lambda: None
     latents, context, finite = latents.float(), context.to(model.dtype), []
     for index, (t, t_prev) in enumerate(ddim.schedule(steps)):
-        watch = observe(index) if observe else frozenset()
+        watch = observe(index) if observe else {}
         attn = Attn(attend=model.attend, rules=rules(index) if rules else {}, watch=watch, seen={})
         batch = torch.cat([latents, latents]).to(model.dtype)  # [2B, 4, h, w]
         times = torch.full((len(batch),), t, device=latents.device)
@@ -174,13 +174,12 @@ class Run:
         seeds: Sequence[int],
         tick: Callable[[], None],
         rules: Callable[[int], Mapping[str, Rule]] | None = None,
-        names: frozenset[str] = frozenset(),
-        looks: Sequence[int] = (),
+        observe: Callable[[int], Mapping[str, bool]] | None = None,
     ) -> Iterator[Step]:
         """Sample the prompts from the noise of their seeds, without gradients, and call `tick` after each step.
 
-        rules: as in `sample`. The layers `names` are observed at the steps `looks`. Raises MineditError where height or
-        width cannot be halved as often as the model does, and for a model that wants more than noise and text.
+        rules, observe: as in `sample`. Raises MineditError where height or width cannot be halved as often as the model
+        does, and for a model that wants more than noise and text.
         """
         if (channels := sd.config.unet.in_channels) != sd.config.vae.z_channels:
             fault = f"{sd.config.name} reads {channels} channels, a photo's among them"
@@ -192,9 +191,6 @@ class Run:
             if side is not None and (type(side) is not int or side < 1 or side % multiple):
                 raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
         latents, rows = start(sd, seeds, self.height, self.width), context(sd, prompts)
-        watch = dict.fromkeys(looks, names)
-        for step in sample(
-            sd, latents, rows, self.steps, self.guidance, rules, lambda s: watch.get(s, frozenset()), self.eta, seeds
-        ):
+        for step in sample(sd, latents, rows, self.steps, self.guidance, rules, observe, self.eta, seeds):
             tick()
             yield step

@@ -55,11 +55,13 @@ class CrossAttention(nn.Module):
         rule = attn.rules.get(self.site.name)
         if rule is not None:
             rule = rule.resolve(x)
-        if self.site.name in attn.watch:
+        wanted, columns = attn.watch.get(self.site.name), None
+        if wanted:
             out, columns = attn.attend(q, k, v, rule, columns=True)
-            attn.seen[self.site.name] = Seen(x, columns)
         else:
             out = attn.attend(q, k, v, rule)
+        if wanted is not None:
+            attn.seen[self.site.name] = Seen(x, columns)
         return self.to_out(out.transpose(1, 2).reshape(x.shape))  # [B, N, C]
 
     def _heads(self, x: Tensor) -> Tensor:

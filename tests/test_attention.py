@@ -165,9 +165,9 @@ class TestIdentities:
 
 def test_the_mix_of_values_survives_a_callers_autocast():
     v, mix, pin = qkv()[2][0], torch.rand(T, T, generator=torch.Generator().manual_seed(0)), torch.ones(T)
-    expected = attention._scaled(pin, v, mix)
+    expected = attention._scaled(v, pin, columns=mix)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(attention._scaled(pin, v, mix), expected)
+        torch.testing.assert_close(attention._scaled(v, pin, columns=mix), expected)
 
 
 def test_two_edits_of_one_row_are_refused():

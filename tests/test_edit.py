@@ -59,12 +59,13 @@ def test_sample_is_the_loop_of_the_papers(sd):
 
 def test_steps_are_yielded_in_order_and_watching_changes_nothing(sd):
     rows, noise = context(sd, [BOY]), start(sd, [0])
-    names = frozenset(s.name for s in sd.unet.sites if s.kind == "cross")
+    names = {s.name: s.stride == 1 for s in sd.unet.sites if s.kind == "cross"}
     plain = list(sample(sd, noise, rows, 4))
-    seen = list(sample(sd, noise, rows, 4, observe=lambda step: names if step == 2 else frozenset()))
+    seen = list(sample(sd, noise, rows, 4, observe=lambda step: names if step == 2 else {}))
     assert [(s.index, s.timestep) for s in plain] == [(0, 751), (1, 501), (2, 251), (3, 1)]
     assert torch.equal(plain[-1].latents, seen[-1].latents)
     assert [set(s.seen) for s in seen] == [set(), set(), set(names), set()]
+    assert all((at.columns is not None) == names[name] for name, at in seen[2].seen.items())
     assert torch.equal(noise, ddim.noise(0, 8, 8))
 
 
@@ -330,7 +331,7 @@ def test_one_pass_averages_are_means_of_what_was_seen(sd):
     sites = [site for site in sd.unet.sites if site.kind == "cross"]
     seen = [{s.name: random_seen(s, step) for s in sites} for step in range(3)]
     for step in range(3):
-        running.add(step, seen[step], (8, 8))
+        running.add(seen[step], (8, 8))
     means = {
         s.name: tuple(
             torch.stack([getattr(at[s.name], part)[3] for at in seen]).mean(0) for part in ("columns", "hidden")

@@ -29,7 +29,8 @@ def repeated(run):
         eps.copy_(new)
         for name, found in saw.items():
             seen[name].hidden.copy_(found.hidden)
-            seen[name].columns.copy_(found.columns)
+            if found.columns is not None:
+                seen[name].columns.copy_(found.columns)
 
     return replay, (eps, seen)
 

@@ -112,10 +112,10 @@ def test_attention_data_reaches_the_layers_and_an_empty_one_changes_nothing():
     unet = fill(UNet(SMALL))
     x, t, context = small_inputs()
     plain = unet(x, t, context)
-    names = frozenset(site.name for site in unet.sites)
-    attn = Attn(rules={name: Rule() for name in names}, watch=names)
+    names = [site.name for site in unet.sites]
+    attn = Attn(rules={name: Rule() for name in names}, watch=dict.fromkeys(names, True))
     assert torch.equal(unet(x, t, context, attn), plain)
-    assert attn.seen.keys() == names
+    assert [*attn.seen] == names
     for site in unet.sites:
         seen, pixels = attn.seen[site.name], (8 // site.stride) ** 2
         assert seen.hidden.shape == (2, pixels, site.channels)
@@ -129,9 +129,10 @@ def test_seen_hidden_is_what_norm2_hands_to_cross_attention():
     block = unet.middle_block[1].transformer_blocks[0]
     caught = []
     block.norm2.register_forward_hook(lambda _module, _inputs, out: caught.append(out))
-    attn = Attn(watch=frozenset({block.attn2.site.name}))
+    attn = Attn(watch={block.attn2.site.name: False})
     unet(*small_inputs(), attn)
-    assert torch.equal(attn.seen[block.attn2.site.name].hidden, caught[0])
+    seen = attn.seen[block.attn2.site.name]
+    assert torch.equal(seen.hidden, caught[0]) and seen.columns is None
 
 
 @torch.no_grad()

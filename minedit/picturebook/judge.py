@@ -114,7 +114,7 @@ def _columns(model: Model, image: Image.Image, text: str, seed: int) -> np.ndarr
     times, generator = torch.tensor(MAP_TIMES), torch.Generator("cpu").manual_seed(seed)
     noise = torch.randn(len(times), *mean.shape[1:], generator=generator).to(mean)
     a = alphas_cumprod().float()[times][:, None, None, None].to(mean)
-    attn = Attn(attend=model.attend, watch=frozenset(watch), seen={})
+    attn = Attn(attend=model.attend, watch=dict.fromkeys(watch, True))
     context = embed(model, [text]).expand(len(times), -1, -1)
     model.unet((a.sqrt() * mean + (1 - a).sqrt() * noise).to(model.dtype), times.to(model.device), context, attn)
     return torch.stack([attn.seen[name].columns for name in watch]).mean((0, 1)).cpu().numpy()  # [N, T]

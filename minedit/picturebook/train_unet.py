@@ -124,7 +124,7 @@ def train_unet(
     means, stds = latents
     read, ground = conditions(text, tokenizer, run.device), Grounding(tokenizer)
     both = nn.ModuleDict({"unet": unet, "text": text.train().requires_grad_(True)})
-    watch = frozenset(site.name for site in unet.sites if site.kind == "cross" and site.stride == 1)
+    watch = {site.name: True for site in unet.sites if site.kind == "cross" and site.stride == 1}
     alphas, factors = alphas_cumprod().float(), drawn.factors
     chances = list(accumulate(map(weight, factors)))
     forward = torch.compile(unet) if run.compile else unet
@@ -140,7 +140,7 @@ def train_unet(
         t = (spread * (1000 / batch)).long().clamp(max=999)
         a = alphas[t][:, None, None, None]
         x = (a.sqrt() * z + (1 - a).sqrt() * eps).to(run.device, memory_format=torch.channels_last)
-        context, attn = read(captions, rng), Attn(attend=matmul_attention, watch=watch, seen={})
+        context, attn = read(captions, rng), Attn(attend=matmul_attention, watch=watch)
         with run.bfloat16():
             predicted = forward(x, t.to(run.device), context, attn)
         square = (predicted.float() - eps.to(run.device)).square().mean(1)  # [B, h, w]
