@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from minedit import adapedit, lora, p2p
-from minedit.adapedit import AdapEditConfig, Statistics
+from minedit.adapedit import AdapEditConfig
 from minedit.checkpoint import Model
 from minedit.config import MineditError
 from minedit.onepass import Running
@@ -21,6 +21,7 @@ from minedit.p2p import P2PConfig
 from minedit.plan import TARGET, Plan, WordPlan
 from minedit.sample import Run, Step, pictures
 from minedit.tokens import Prompt, align
+from minedit.wordmaps import Average, Statistics
 
 METHODS = {"adapedit": AdapEditConfig, "p2p": P2PConfig, "fixed-seed": None}  # and their settings
 Progress = Callable[[int, int], None]  # steps done and steps in all, the statistics pass included
@@ -197,7 +198,7 @@ def measure(
     prompt, key_words, _ = adapedit.subject(source, target)
     run = replace(run, steps=settings.fwt_steps or run.steps)
     looks = range(run.steps - 1 if settings.statistics == "last" else 0, run.steps)
-    watch, seen = adapedit.watched(sd, settings), adapedit.Average()
+    watch, seen = adapedit.watched(sd, settings), Average()
     for step in run(sd, [prompt.text], [seed], tick, observe=lambda s: watch if s in looks else {}):
         if step.index in looks:
             seen.add(step.seen, row=1)  # conditional

@@ -8,11 +8,12 @@ edit. Until the first step is over every word with a source follows it.
 from collections.abc import Mapping
 
 from minedit import adapedit
-from minedit.adapedit import AdapEditConfig, Statistics
+from minedit.adapedit import AdapEditConfig
 from minedit.attention import Rule, Seen
 from minedit.checkpoint import Model
 from minedit.plan import SOURCE, TARGET
 from minedit.tokens import Prompt
+from minedit.wordmaps import Average, Statistics
 
 LOOK_EVERY = 2  # steps: looking costs some percent of a step of the embedded model, and averages change slowly
 
@@ -24,7 +25,7 @@ class Running:
         self.model, self.pair, self.steps, self.settings = model, (source, target), steps, settings
         self.prompt, self.key_words, _ = adapedit.subject(source, target)
         self.row = SOURCE if self.prompt is source else TARGET
-        self.looks, self.average = range(0, steps, LOOK_EVERY), adapedit.Average()
+        self.looks, self.average = range(0, steps, LOOK_EVERY), Average()
         self.found: Statistics | None = None
         self.plan = adapedit.plan(model, source, target, steps, settings, None)
 

@@ -8,7 +8,7 @@ import torch
 from seeded import normal
 from small_model import TOKENS, small_model
 
-from minedit import adapedit
+from minedit import adapedit, wordmaps
 from minedit.adapedit import AdapEditConfig
 from minedit.attention import eager
 from minedit.config import MineditError
@@ -87,9 +87,9 @@ def test_statistics_are_equations_5_to_7(model, text, keys, settings):
 
 def test_tau_is_equation_7():
     A = [1.0, 0.0, -1.0, 0.5]
-    assert adapedit.taus(A, (3,), 1.0) == pytest.approx([0.0, 1 - np.exp(-1), 1 - np.exp(-2), 0.0], abs=1e-15)
-    assert adapedit.taus(A, (), 2.0) == pytest.approx([0.0, 1.0, 1.0, 2 * (1 - np.exp(-0.5))], abs=1e-15)
-    assert adapedit.taus([1 + 1e-12], (), 1.0) == (0.0,)
+    assert wordmaps.taus(A, (3,), 1.0) == pytest.approx([0.0, 1 - np.exp(-1), 1 - np.exp(-2), 0.0], abs=1e-15)
+    assert wordmaps.taus(A, (), 2.0) == pytest.approx([0.0, 1.0, 1.0, 2 * (1 - np.exp(-0.5))], abs=1e-15)
+    assert wordmaps.taus([1 + 1e-12], (), 1.0) == (0.0,)
 
 
 def test_centring_restores_the_contrast(model):
@@ -101,9 +101,9 @@ def test_centring_restores_the_contrast(model):
 
 
 def test_the_mask_keeps_what_reaches_alpha_and_all_of_a_word_that_never_does(model):
-    assert adapedit.threshold(0.03, 77) == pytest.approx(0.03)
-    assert adapedit.threshold(0.03, 32) == pytest.approx(0.0721875)
-    masks, empty = adapedit.masked(torch.tensor([[0.01, 0.03, 0.5], [0.0, 0.02, 0.01]]), 0.03)
+    assert wordmaps.threshold(0.03, 77) == pytest.approx(0.03)
+    assert wordmaps.threshold(0.03, 32) == pytest.approx(0.0721875)
+    masks, empty = wordmaps.masked(torch.tensor([[0.01, 0.03, 0.5], [0.0, 0.02, 0.01]]), 0.03)
     assert masks.tolist() == [[False, True, True], [True, True, True]]
     assert empty.tolist() == [False, True]
     prompt, level = model.tokenizer.encode(BOY), AdapEditConfig(alpha_m=0.19)
@@ -263,10 +263,10 @@ def test_the_gate_is_equation_9(model):
 def test_maps_are_resized_by_box_and_bilinear():
     maps = normal("map", 2, 8, 8).abs()
     assert torch.allclose(
-        adapedit.resized(maps, (4, 4)), maps.unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4)).flatten(1)
+        wordmaps.resized(maps, (4, 4)), maps.unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4)).flatten(1)
     )
-    assert torch.equal(adapedit.resized(maps, (8, 8)), maps.flatten(1))
-    flat = adapedit.resized(torch.full((1, 8, 8), 0.25), (16, 16))
+    assert torch.equal(wordmaps.resized(maps, (8, 8)), maps.flatten(1))
+    flat = wordmaps.resized(torch.full((1, 8, 8), 0.25), (16, 16))
     assert flat.shape == (1, 256) and torch.allclose(flat, torch.tensor(0.25))
 
 
