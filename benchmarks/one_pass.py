@@ -37,8 +37,8 @@ from minedit.tokens import align
 
 TABLE = Path(__file__).with_suffix(".csv")
 WAYS = {
-    "two passes, last step": ("adapedit", {}),
-    "two passes, mean": ("adapedit", {"statistics": "mean"}),
+    "two passes, last step": ("adapedit", {"fwt_steps": None}),
+    "two passes, mean": ("adapedit", {"fwt_steps": None, "statistics": "mean"}),
     "10 steps of statistics": ("adapedit", {"fwt_steps": 10}),
     "10 steps of statistics, mean": ("adapedit", {"fwt_steps": 10, "statistics": "mean"}),
     "one pass": ("adapedit", {"fwt": "one-pass"}),

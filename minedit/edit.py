@@ -134,7 +134,7 @@ def edit(
     measuring = isinstance(chosen, AdapEditConfig) and chosen.measures and not identical
     running = Running(sd, *pair, steps, chosen) if measuring and chosen.one_pass else None
     first = measuring and not running  # a pass of statistics
-    tick = _ticker(progress, steps + ((chosen.fwt_steps or steps) if first else 0))
+    tick = _ticker(progress, steps + (chosen.pass_steps(steps) if first else 0))
     found = measure(sd, *pair, seed, run, chosen, tick) if first else None
     plan = running.plan if running else _plan(sd, *pair, steps, None if identical else chosen, found)
     prompts = [source] if identical else [source, target]
@@ -196,7 +196,7 @@ def measure(
 ) -> Statistics:
     """AdapEdit's statistics pass: the target (or source) prompt alone, from the noise of `seed`."""
     prompt, key_words, _ = adapedit.subject(source, target)
-    run = replace(run, steps=settings.fwt_steps or run.steps)
+    run = replace(run, steps=settings.pass_steps(run.steps))
     looks = range(run.steps - 1 if settings.statistics == "last" else 0, run.steps)
     watch, seen = adapedit.watched(sd, settings), Average()
     for step in run(sd, [prompt.text], [seed], tick, observe=lambda s: watch if s in looks else {}):
