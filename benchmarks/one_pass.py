@@ -36,14 +36,6 @@ from minedit.sample import Run
 from minedit.tokens import align
 
 TABLE = Path(__file__).with_suffix(".csv")
-WAYS = {
-    "two passes, last step": ("adapedit", {"fwt_steps": None}),
-    "two passes, mean": ("adapedit", {"fwt_steps": None, "statistics": "mean"}),
-    "10 steps of statistics": ("adapedit", {"fwt_steps": 10}),
-    "10 steps of statistics, mean": ("adapedit", {"fwt_steps": 10, "statistics": "mean"}),
-    "one pass": ("adapedit", {"fwt": "one-pass"}),
-    "p2p": ("p2p", {}),
-}
 AGAINST = ("two passes, last step", "two passes, mean")
 Pair = tuple[str, str]
 
@@ -58,13 +50,14 @@ def main() -> None:
     args.edits = min(args.edits, args.pairs)
     sd = minedit.load(args.model)
     judge = load_judge(weights_folder() / "picturebook-judge.safetensors")
-    took, read = dict.fromkeys(WAYS, 0.0), {way: [0, 0, 0, 0] for way in WAYS}  # changed right, asked; kept, of
-    off: dict[tuple[str, str], list[float]] = {(way, against): [] for way in WAYS for against in AGAINST}
+    ways = ways_of(args.steps)
+    took, read = dict.fromkeys(ways, 0.0), {way: [0, 0, 0, 0] for way in ways}  # changed right, asked; kept, of
+    off: dict[tuple[str, str], list[float]] = {(way, against): [] for way in ways for against in AGAINST}
     minedit.edit(sd, "a boy", "a girl", steps=2)  # the warm-up
     for seed in range(args.pairs):
         pair, before, after = changed(seed)
         tau = {}
-        for way, (method, settings) in WAYS.items():
+        for way, (method, settings) in ways.items():
             if seed < args.edits:
                 began = time.perf_counter()
                 done = minedit.edit(sd, *pair, method, seed=seed, steps=args.steps, **settings)
@@ -81,7 +74,7 @@ def main() -> None:
     told |= {"pairs": args.pairs, "edits": args.edits, "steps": args.steps}
     print(", ".join(f"{key} {value}" for key, value in told.items()))
     rows = []
-    for way in WAYS:
+    for way in ways:
         seconds, right, asked, kept, others = took[way] / max(1, args.edits), *read[way]
         row = {**told, "way": way, "seconds": f"{seconds:.3f}", "ratio": f"{took[way] / (took['p2p'] or 1):.3f}"}
         row |= {f"off from {a}": "" if way == "p2p" else f"{statistics.fmean(off[way, a]):.4f}" for a in AGAINST}
@@ -91,6 +84,18 @@ def main() -> None:
               f"changed {row['changed']:>6} kept {row['kept']:>7}")  # fmt: skip
         rows.append(row)
     append(TABLE, rows)
+
+
+def ways_of(steps: int) -> dict[str, tuple[str, dict]]:
+    """Name -> method and settings, of edits of `steps`."""
+    return {
+        "two passes, last step": ("adapedit", {"fwt_steps": steps}),
+        "two passes, mean": ("adapedit", {"fwt_steps": steps, "statistics": "mean"}),
+        "10 steps of statistics": ("adapedit", {"fwt_steps": 10}),
+        "10 steps of statistics, mean": ("adapedit", {"fwt_steps": 10, "statistics": "mean"}),
+        "one pass": ("adapedit", {"fwt": "one-pass"}),
+        "p2p": ("p2p", {}),
+    }
 
 
 def taus(sd: Model, pair: Pair, seed: int, steps: int, settings: dict) -> list[float]:

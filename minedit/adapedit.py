@@ -25,6 +25,7 @@ from minedit.tokens import Prompt, align, column_map
 from minedit.wordmaps import Spatial, Statistics, embeddings, key_embedding, masked, resized, taus, threshold
 
 ONE_PASS = "one-pass"
+PASS_STEPS = 10  # tau moves by 0.03 on average and a judge reads the edits as before: benchmarks/one_pass.csv
 COMMON_TAU = 0.8  # of fwt=False: Prompt-to-Prompt's default cross_steps
 
 
@@ -44,8 +45,7 @@ class AdapEditConfig:
     centre: bool = True  # subtract the mean over pixels from E_[V]: hidden states share one large direction, without
     # which every cosine is near 1, every tau near 0 and the gate nearly flat
     statistics: str = "last"  # step the maps are taken at: "last", or "mean" of all, which is sharper
-    fwt_steps: int | None = 10  # steps of the statistics pass, at most those of the edit; None: as many (the paper). 10
-    # move tau by 0.03 on average and a judge reads the edits as before (benchmarks/one_pass.csv); one-pass has no pass
+    fwt_steps: int | None = None  # steps of the statistics pass, in the paper those of the edit; None: PASS_STEPS of them
     inserted: str = "own"  # inserted tokens read the target's map ("own"), or the gate scales it ("gated")
     rest: float = 0.8  # begin, end, padding and self-attention follow the source for max(0, rest - share of words with
     rest_tau: float = 0.1  # tau < rest_tau) of the run: the authors' script; the paper is silent
@@ -62,6 +62,8 @@ class AdapEditConfig:
                 raise MineditError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(allowed)}")
         if self.fwt_steps is not None and self.fwt_steps not in range(1, TRAIN_STEPS + 1):
             raise MineditError(f"fwt_steps is {self.fwt_steps!r}, expected an integer from 1 to {TRAIN_STEPS}, or None")
+        if self.fwt == ONE_PASS and self.fwt_steps is not None:
+            raise MineditError(f"fwt_steps is {self.fwt_steps}, expected None: one-pass has no statistics pass")
         for name in ("fwt", "dps", "mask", "centre"):
             if (name, getattr(self, name)) == ("fwt", ONE_PASS):
                 continue
@@ -85,7 +87,7 @@ class AdapEditConfig:
 
     def pass_steps(self, steps: int) -> int:
         """Steps of the statistics pass of an edit of `steps`."""
-        return min(self.fwt_steps or steps, steps)
+        return self.fwt_steps or min(PASS_STEPS, steps)
 
 
 def subject(source: Prompt, target: Prompt) -> tuple[Prompt, tuple[int, ...], tuple[int, ...]]:

@@ -93,7 +93,7 @@ SETTINGS: dict[type, dict[str, tuple[Callable | None, str]]] = {
         "tau": (FRACTION, "one τ for every word, as a fraction of the steps, instead of FWT"),
         "centre": (None, "subtract the mean over pixels from features before they are compared"),
         "statistics": (str, "steps whose word maps are used: last or mean"),
-        "fwt_steps": (STEPS, "steps of the statistics pass, at most those of --steps; one-pass has none"),
+        "fwt_steps": (STEPS, "steps of the statistics pass; None: 10, at most --steps"),
         "inserted": (str, "attention of inserted words: own, or gated by the pixels' weights"),
         "rest": (FRACTION, "fraction of the steps that begin, end and padding follow the source, at most"),
         "rest_tau": (FRACTION, "words with a smaller τ shorten --rest by their share of all words"),

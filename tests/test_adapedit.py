@@ -287,6 +287,7 @@ def test_maps_are_resized_by_box_and_bilinear():
         {"statistics": "first"},
         {"inserted": "none"},
         {"fwt_steps": 0},
+        {"fwt_steps": 4, "fwt": "one-pass"},
         {"fwt_steps": 1001},
     ],
 )

@@ -217,7 +217,7 @@ def test_progress_counts_both_passes(sd):
     done = []
     minedit.edit(sd, BOY, DOG, fwt_steps=2, progress=lambda *at: done.append(at), **SHORT)
     assert done == [(k, 6) for k in range(1, 7)]
-    for fwt_steps, total in ((AdapEditConfig().fwt_steps, 22), (None, 24), (30, 24)):
+    for fwt_steps, total in ((None, 22), (12, 24), (30, 42)):
         done.clear()
         minedit.edit(sd, BOY, DOG, steps=12, fwt_steps=fwt_steps, progress=lambda *at: done.append(at))
         assert done == [(k, total) for k in range(1, total + 1)]
