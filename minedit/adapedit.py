@@ -45,7 +45,7 @@ class AdapEditConfig:
     centre: bool = True  # subtract the mean over pixels from E_[V]: hidden states share one large direction, without
     # which every cosine is near 1, every tau near 0 and the gate nearly flat
     statistics: str = "last"  # step the maps are taken at: "last", or "mean" of all, which is sharper
-    fwt_steps: int | None = None  # steps of the statistics pass, in the paper those of the edit; None: PASS_STEPS of them
+    fwt_steps: int | None = None  # steps of the statistics pass (paper: those of the edit); None: PASS_STEPS at most
     inserted: str = "own"  # inserted tokens read the target's map ("own"), or the gate scales it ("gated")
     rest: float = 0.8  # begin, end, padding and self-attention follow the source for max(0, rest - share of words with
     rest_tau: float = 0.1  # tau < rest_tau) of the run: the authors' script; the paper is silent
