@@ -1,17 +1,20 @@
 """What minedit does on a CUDA GPU at the size of SD-v1.4, with random weights. Without one it says so and stops.
 
-    python benchmarks/gpu.py [--dtype float16] [--repeats 5]
+    python benchmarks/gpu.py [--dtype float16] [--repeats 5] [--csv FILE] [--parts attention steps pictures profile]
 
-Pictures and edits of 512 x 512, 50 steps; the fused attention of an edit beside one plain call of torch's and beside
-`eager`; the ten costliest kernels of an edited step. Times are CUDA events' medians after a warm-up. Rows go to
-benchmarks/gpu.csv; goals are for one H200.
+attention: the fused kernel of an edit beside one plain call of torch's and beside `eager`. steps: one step of the UNet,
+as it is, recorded, compiled. pictures: pictures and edits of 512 x 512, 50 steps. profile: the ten costliest kernels of
+an edited step, and the share of launches. Times are CUDA events' medians after a warm-up; goals are for one H100 or
+H200. --tiny rehearses all of it anywhere with the embedded model and tells nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,96 +22,229 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from table import append
+from torch import Tensor
+from torch.profiler import ProfilerActivity
 
 import minedit
-from minedit.attention import backend, eager
+from minedit.attention import Attn, backend, eager
 from minedit.checkpoint import DTYPES, tokenizer
 from minedit.config import SD14
 from minedit.fast import fast
-from minedit.lab.cases import cases, real_shapes
+from minedit.graphs import Recorded
+from minedit.lab.cases import cases, real_shapes, small_shapes
 from minedit.model import Model
 from minedit.text import TextEncoder
 from minedit.unet import UNet
 from minedit.vae import VAE
 
-TABLE = Path(__file__).with_suffix(".csv")
 PAIR = ("a boy in the park", "a sitting boy in the park")
-STEPS = 50
 RULE = "dps"  # pins and a gate: the most that an edit asks of a layer
+PARTS = ("attention", "steps", "pictures", "profile")
+METHODS = (("p2p", {}), ("adapedit", {}), ("adapedit", {"fwt": "one-pass"}))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Rows = Iterator[dict]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", choices=[*DTYPES], default="float16")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
+    parser.add_argument("--compile", action="store_true", help="steps: torch.compile as well, which takes minutes")
+    parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
+    if DEVICE == "cpu" and not args.tiny:
         print("skipped: torch finds no CUDA GPU here, and these figures are of one")
         return
-    told = {"date": date.today().isoformat(), "device": torch.cuda.get_device_name(), "dtype": args.dtype}
-    told |= {"torch": torch.__version__, "triton": _version("triton"), "minedit": minedit.__version__}
-    print(", ".join(f"{key} {value}" for key, value in told.items()))
-    with torch.inference_mode():
-        rows = [*attention(DTYPES[args.dtype], args.repeats), *pictures(DTYPES[args.dtype], args.repeats)]
-    append(TABLE, [told | row for row in rows])
+    told = {"date": date.today().isoformat(), "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"}
+    told |= {"dtype": args.dtype, "torch": torch.__version__, "triton": _version("triton")}
+    told |= {"minedit": minedit.__version__}
+    print(", ".join(f"{key} {value}" for key, value in told.items()), flush=True)
+    for part in args.parts:
+        rows = []
+        try:
+            with torch.inference_mode():
+                for found in globals()[part](args):
+                    rows.append(told | found)
+                    print(f"  {found['what']:72}{found['value']:>10} {found['unit']:5}{found['goal']}", flush=True)
+        finally:
+            if rows:
+                append(args.csv, rows)
 
 
-def attention(dtype: torch.dtype, repeats: int) -> list[dict]:
-    """The fused kernel, on every cross-attention shape of 512 x 512."""
-    fused, rows = backend("triton", "cuda"), []
-    for shape in (shape for shape in real_shapes()[:4] if shape.kind == "cross"):
-        (case,) = cases(shape, [RULE], dtype, "cuda")
-        plain = milliseconds(lambda: F.scaled_dot_product_attention(case.q, case.k, case.v), repeats)  # noqa: B023
-        took = {
-            name: milliseconds(lambda: attend(case.q, case.k, case.v, case.rule), repeats)  # noqa: B023
-            for name, attend in (("fused", fused), ("sdpa", backend("sdpa")), ("eager", eager))
-        }
-        rows.append(row(f"fused edit / plain call, {shape}", took["fused"] / plain, "x", "<= 1.25"))
-        rows.append(row(f"eager edit / fused edit, {shape}", took["eager"] / took["fused"], "x", ">= 3"))
-        rows.append(row(f"sdpa edit / fused edit, {shape}", took["sdpa"] / took["fused"], "x", ""))
-    return rows
+def attention(args: argparse.Namespace) -> Rows:
+    """The fused kernel on every cross-attention shape of 512 x 512."""
+    shapes = small_shapes()[:1] if args.tiny else [shape for shape in real_shapes()[:4] if shape.kind == "cross"]
+    fused = backend("triton", DEVICE)
+    for shape in shapes:
+        (case,) = cases(shape, [RULE], DTYPES[args.dtype], DEVICE)
+        took = {"plain": milliseconds(lambda: F.scaled_dot_product_attention(case.q, case.k, case.v), args)}  # noqa: B023
+        for name, attend in (("fused", fused), ("sdpa", backend("sdpa")), ("eager", eager)):
+            work = lambda: attend(case.q, case.k, case.v, case.rule)  # noqa: B023, E731
+            took[name] = milliseconds(work, args)
+            if DEVICE == "cuda":  # what a recorded step pays: no Python, no launches
+                took[f"{name}, replayed"] = milliseconds(replayed(work), args)
+        if DEVICE == "cuda":
+            plain = lambda: F.scaled_dot_product_attention(case.q, case.k, case.v)  # noqa: B023, E731
+            took["plain, replayed"] = milliseconds(replayed(plain), args)
+        for name, ms in took.items():
+            yield row(f"attention {name}, {shape}", ms * 1e3, "us")
+        for how in ("", ", replayed"):
+            if "fused" + how in took:
+                ratio = lambda a, b: took[a + how] / took[b + how]  # noqa: B023, E731
+                yield row(f"fused edit / plain call{how}, {shape}", ratio("fused", "plain"), "x", "<= 1.25")
+                yield row(f"eager edit / fused edit{how}, {shape}", ratio("eager", "fused"), "x", ">= 3")
+                yield row(f"sdpa edit / fused edit{how}, {shape}", ratio("sdpa", "fused"), "x")
 
 
-def pictures(dtype: torch.dtype, repeats: int) -> list[dict]:
-    rows = []
+def replayed(work: Callable[[], object], calls: int = 20) -> Callable[[], object]:
+    """`calls` of `work` as one CUDA graph; `milliseconds` knows how many they are."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            work()
+    replay = lambda: graph.replay()  # noqa: E731
+    replay.calls = calls
+    return replay
+
+
+def steps(args: argparse.Namespace) -> Rows:
+    """One step of a picture with guidance: two rows of the UNet, in each way to run it."""
+    dtype = DTYPES[args.dtype]
+    for name, kind, tuned in (
+        ("as it is", None, False),
+        ("cudnn.benchmark", None, True),
+        ("recorded", Recorded, False),
+        ("recorded, cudnn.benchmark", Recorded, True),
+        ("channels-last", "last", True),
+        ("channels-last, recorded, cudnn.benchmark (--fast)", "fast", True),
+        ("compiled", "compile", True),
+        ("channels-last, compiled, recorded", "compile-last", True),
+    ):
+        if "compile" in str(kind) and not args.compile:
+            continue
+        with cudnn_benchmark(tuned):
+            sd = model(args, kind == "fast")
+            unet, inputs = sd.unet, step_inputs(sd, 2, dtype)
+            if kind in ("last", "compile-last"):
+                unet.to(memory_format=torch.channels_last)
+            forward = unet.forward
+            if "compile" in str(kind):
+                forward = torch.compile(forward, dynamic=False)
+            if kind in (Recorded, "compile-last") and DEVICE == "cuda":
+                forward = Recorded(forward)
+            began = time.perf_counter()
+            forward(*inputs)
+            first = time.perf_counter() - began
+            ms = milliseconds(lambda: forward(*inputs), args)  # noqa: B023
+            peak = peak_mb(lambda: forward(*inputs))  # noqa: B023
+        yield row(f"step of 2 rows, {name}", ms, "ms")
+        yield row(f"steps a second of 2 rows, {name}", 1e3 / ms, "it/s", ">= 150" * (kind != Recorded))
+        yield row(f"peak memory of a step of 2 rows, {name}", peak, "MB")
+        yield row(f"first call, {name}", first, "s")
+
+
+def pictures(args: argparse.Namespace) -> Rows:
+    """Whole pictures and edits, decoding included."""
+    count = 2 if args.tiny else 50
     for laid_out in (False, True):
-        sd, what = model(dtype, laid_out), " --fast" * laid_out
-        one = milliseconds(lambda: minedit.generate(sd, PAIR[0], steps=STEPS), repeats)  # noqa: B023
-        rows.append(
-            row(f"steps of a picture a second, guidance, decoding included{what}", STEPS / one * 1e3, "it/s", ">= 105")
-        )
-        for method, settings in (("p2p", {}), ("adapedit", {}), ("adapedit", {"fwt": "one-pass"})):
-            took = milliseconds(lambda: minedit.edit(sd, *PAIR, method, steps=STEPS, **settings), repeats)  # noqa: B023
+        sd, what = model(args, laid_out), " --fast" * laid_out
+        one = milliseconds(lambda: minedit.generate(sd, PAIR[0], steps=count), args)  # noqa: B023
+        yield row(f"steps of a picture a second, decoding included{what}", count / one * 1e3, "it/s", ">= 105")
+        for method, settings in METHODS:
+            work = lambda: minedit.edit(sd, *PAIR, method, steps=count, **settings)  # noqa: B023, E731
             name = f"edit by {method}{' one-pass' * bool(settings)}{what}"
-            rows.append(row(name, took / 1e3, "s", "<= 0.6"))
-    costliest(sd)
-    return rows
+            yield row(name, milliseconds(work, args) / 1e3, "s", "<= 0.6")
+        attn = lambda: sd.unet(*step_inputs(sd, 4, sd.dtype), Attn(sd.attend))  # noqa: B023, E731
+        yield row(f"step of 4 rows, no edit{what}", milliseconds(attn, args), "ms")
 
 
-def model(dtype: torch.dtype, laid_out: bool) -> Model:
+def profile(args: argparse.Namespace) -> Rows:
+    """Where an edited step's time goes."""
+    sd, few = model(args, DEVICE == "cuda"), 3
+    edit = lambda: minedit.edit(sd, *PAIR, "adapedit", steps=few, fwt_steps=2)  # noqa: E731
+    edit()
+    activity = ProfilerActivity.CUDA if DEVICE == "cuda" else ProfilerActivity.CPU
+    began = time.perf_counter()
+    with torch.profiler.profile(activities=[activity]) as profiled:
+        edit()
+    wall = (time.perf_counter() - began) * 1e3
+    sort = "self_cuda_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
+    table = profiled.key_averages()
+    print(table.table(sort_by=sort, row_limit=10, max_name_column_width=90), flush=True)
+    if DEVICE == "cuda":
+        busy = sum(event.self_device_time_total for event in table) / 1e3
+        count = sum(event.count for event in table if event.self_device_time_total > 0)
+        yield row("kernels launched in a profiled edit of 3 + 2 steps", count, "")
+        yield row("time in kernels of a profiled edit", busy, "ms")
+        yield row("wall time of a profiled edit", wall, "ms")
+        for event in sorted(table, key=lambda event: -event.self_device_time_total)[:10]:
+            share = event.self_device_time_total / 1e3 / busy
+            yield row(f"share of kernel time: {event.key[:60].replace(',', ';')} ({event.count}x)", share, "x")
+
+
+def model(args: argparse.Namespace, laid_out: bool) -> Model:
+    """SD-v1.4 with random weights, none of them zero; the embedded model for a rehearsal."""
+    if args.tiny:
+        return minedit.load(device=DEVICE, fast=laid_out)
+    dtype = DTYPES[args.dtype]
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(DEVICE), torch.inference_mode(False):
         modules = [kind(cfg) for kind, cfg in ((UNet, SD14.unet), (VAE, SD14.vae), (TextEncoder, SD14.text))]
+        for p in (p for module in modules for p in module.parameters() if p.ndim > 1 and not p.any()):
+            torch.nn.init.normal_(p, std=p[0].numel() ** -0.5)
     modules = [module.to(dtype).eval().requires_grad_(False) for module in modules]
-    built = Model(*modules, tokenizer(SD14), SD14, backend("auto", "cuda"), "auto", torch.device("cuda"), dtype)
+    built = Model(*modules, tokenizer(SD14), SD14, backend("auto", DEVICE), "auto", torch.device(DEVICE), dtype)
     return fast(built) if laid_out else built
 
 
-def costliest(sd: Model, count: int = 10) -> None:
-    """Print the kernels that take longest in three steps of an edit."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        minedit.edit(sd, *PAIR, "p2p", steps=3)
-    print(profile.key_averages().table(sort_by="cuda_time_total", row_limit=count, max_name_column_width=80))
+def step_inputs(sd: Model, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    side, text = sd.config.latent_size, sd.config.text
+    with torch.device(DEVICE):
+        x = torch.randn(rows, 4, side, side).to(sd.dtype)
+        return x, torch.full((rows,), 501), torch.randn(rows, text.context_length, text.width).to(sd.dtype)
 
 
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
+@contextmanager
+def cudnn_benchmark(on: bool) -> Iterator[None]:
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def peak_mb(work: Callable[[], object]) -> float:
+    """Most memory that `work` held beside what was held before it."""
+    if DEVICE != "cuda":
+        return 0.0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def milliseconds(work: Callable[[], object], args: argparse.Namespace) -> float:
     """Median time of `work()`; short works are repeated within a measurement."""
     work()
-    calls = 1 if _events(work, 1) > 20 else 50
-    return statistics.median(_events(work, calls) for _ in range(repeats))
+    calls = 1 if args.tiny or _elapsed(work, 1) > 20 else 50
+    return statistics.median(_elapsed(work, calls) for _ in range(args.repeats)) / getattr(work, "calls", 1)
 
 
-def _events(work: Callable[[], object], calls: int) -> float:
+def _elapsed(work: Callable[[], object], calls: int) -> float:
+    if DEVICE == "cpu":
+        began = time.perf_counter()
+        for _ in range(calls):
+            work()
+        return (time.perf_counter() - began) * 1e3 / calls
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -119,10 +255,8 @@ def _events(work: Callable[[], object], calls: int) -> float:
     return start.elapsed_time(end) / calls
 
 
-def row(what: str, value: float, unit: str, goal: str) -> dict:
-    """A row of the table; prints its line."""
-    print(f"  {what:72}{value:9.3f} {unit:5}{'goal ' * bool(goal)}{goal}", flush=True)
-    return {"what": what, "value": f"{value:.4f}", "unit": unit, "goal": goal}
+def row(what: str, value: float, unit: str, goal: str = "") -> dict:
+    return {"what": what, "value": f"{value:.4g}", "unit": unit, "goal": goal}
 
 
 def _version(package: str) -> str:
