@@ -21,15 +21,16 @@ import torch.nn.functional as F
 from table import append
 
 import minedit
-from minedit.attention import backend, eager
-from minedit.checkpoint import DTYPES, tokenizer
+from minedit.attention.choose import backend
+from minedit.attention.eager import eager
 from minedit.config import SD14
-from minedit.fast import fast
+from minedit.files.checkpoint import DTYPES, tokenizer
 from minedit.lab.cases import cases, real_shapes
-from minedit.model import Model
-from minedit.text import TextEncoder
-from minedit.unet import UNet
-from minedit.vae import VAE
+from minedit.speed.fast import fast
+from minedit.stack.model import Model
+from minedit.stack.text import TextEncoder
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
 
 TABLE = Path(__file__).with_suffix(".csv")
 PAIR = ("a boy in the park", "a sitting boy in the park")
