@@ -26,16 +26,18 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 
 import minedit
-from minedit.attention import Attn, backend, eager
-from minedit.checkpoint import DTYPES, tokenizer
+from minedit.attention.choose import backend
+from minedit.attention.eager import eager
+from minedit.attention.rules import Attn
 from minedit.config import SD14
-from minedit.fast import fast
-from minedit.graphs import Recorded
+from minedit.files.checkpoint import DTYPES, tokenizer
 from minedit.lab.cases import cases, real_shapes, small_shapes
-from minedit.model import Model
-from minedit.text import TextEncoder
-from minedit.unet import UNet
-from minedit.vae import VAE
+from minedit.speed.fast import fast
+from minedit.speed.graphs import Recorded
+from minedit.stack.model import Model
+from minedit.stack.text import TextEncoder
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
 
 PAIR = ("a boy in the park", "a sitting boy in the park")
 RULE = "dps"  # pins and a gate: the most that an edit asks of a layer
@@ -199,7 +201,8 @@ def model(args: argparse.Namespace, laid_out: bool) -> Model:
         modules = [kind(cfg) for kind, cfg in ((UNet, SD14.unet), (VAE, SD14.vae), (TextEncoder, SD14.text))]
         for p in (p for module in modules for p in module.parameters() if p.ndim > 1 and not p.any()):
             torch.nn.init.normal_(p, std=p[0].numel() ** -0.5)
-    modules = [module.to(dtype).eval().requires_grad_(False) for module in modules]
+    # .to: transformers makes a buffer of positions on the CPU even inside torch.device
+    modules = [module.to(DEVICE, dtype).eval().requires_grad_(False) for module in modules]
     built = Model(*modules, tokenizer(SD14), SD14, backend("auto", DEVICE), "auto", torch.device(DEVICE), dtype)
     return fast(built) if laid_out else built
 

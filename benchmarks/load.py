@@ -30,13 +30,13 @@ import torch
 from safetensors.torch import load_file
 from table import append
 
-from minedit import checkpoint
-from minedit.attention import backend
-from minedit.checkpoint import Model
+from minedit.attention.choose import backend
 from minedit.config import PICTUREBOOK, SD14, Config
-from minedit.text import TextEncoder
-from minedit.unet import UNet
-from minedit.vae import VAE
+from minedit.files import checkpoint
+from minedit.files.checkpoint import Model
+from minedit.stack.text import TextEncoder
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
 
 MODELS = {"sd14": SD14, "picturebook": PICTUREBOOK}
 TABLE = Path(__file__).with_suffix(".csv")

@@ -205,7 +205,8 @@ def stop(process: subprocess.Popen) -> None:
 
 def smallest(args: argparse.Namespace) -> None:
     """The kernel on the smallest shapes with every rule: for compute-sanitizer, beneath which it is slow."""
-    from minedit.attention import backend, eager
+    from minedit.attention.choose import backend
+    from minedit.attention.eager import eager
     from minedit.lab.cases import RULES, cases, small_shapes
 
     device, worst = "cuda" if GPU else "cpu", 0.0

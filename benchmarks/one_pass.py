@@ -22,18 +22,18 @@ import torch
 from table import append
 
 import minedit
-from minedit import adapedit
-from minedit.adapedit import AdapEditConfig
-from minedit.checkpoint import Model, weights_folder
 from minedit.edit import EditResult, measure
+from minedit.files.checkpoint import Model, weights_folder
 from minedit.image import to_tensor
-from minedit.picturebook.captions import caption
-from minedit.picturebook.draw import stream
-from minedit.picturebook.factors import SIZES, Factors, colours, random_factors
-from minedit.picturebook.looks import POSES
-from minedit.picturebook.train_judge import Judge, load_judge
-from minedit.sample import Run
-from minedit.tokens import align
+from minedit.methods import adapedit
+from minedit.methods.adapedit import AdapEditConfig
+from minedit.picturebook.training.train_judge import Judge, load_judge
+from minedit.picturebook.world.captions import caption
+from minedit.picturebook.world.draw import stream
+from minedit.picturebook.world.factors import SIZES, Factors, colours, random_factors
+from minedit.picturebook.world.looks import POSES
+from minedit.sampling.loop import Run
+from minedit.stack.tokens import align
 
 TABLE = Path(__file__).with_suffix(".csv")
 AGAINST = ("two passes, last step", "two passes, mean")

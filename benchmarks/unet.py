@@ -43,17 +43,18 @@ from table import append
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minedit.adapedit import AdapEditConfig, watched
-from minedit.attention import Attn, Edit, Gate, Rule, sdpa
-from minedit.checkpoint import weights_folder
+from minedit.attention.rules import Attn, Edit, Gate, Rule
+from minedit.attention.sdpa import sdpa
 from minedit.config import SD14
-from minedit.fast import spare_products
-from minedit.model import Model
-from minedit.onepass import Running
-from minedit.plan import SELF_RULE, SOURCE, TARGET, injected_sites
-from minedit.tokens import Tokenizer
-from minedit.unet import UNet
-from minedit.winograd import Winograd
+from minedit.files.checkpoint import weights_folder
+from minedit.methods.adapedit import AdapEditConfig, watched
+from minedit.methods.onepass import Running
+from minedit.methods.plan import SELF_RULE, SOURCE, TARGET, injected_sites
+from minedit.speed.fast import spare_products
+from minedit.speed.winograd import Winograd
+from minedit.stack.model import Model
+from minedit.stack.tokens import Tokenizer
+from minedit.stack.unet import UNet
 
 TABLE = Path(__file__).with_suffix(".csv")
 WORKS = {1: ("minedit", "minedit fast", "diffusers", "diffusers channels-last")}

@@ -4,11 +4,11 @@ sd = minedit.load()
 res = minedit.edit(sd, "a boy in the park", "a sitting boy in the park", seed=0)
 """
 
-from minedit.checkpoint import load
 from minedit.config import IP2P, PICTUREBOOK, SD14, MineditError
-from minedit.edit import edit, generate
-from minedit.unet import UNet
-from minedit.vae import VAE
+from minedit.edit import METHODS, edit, generate
+from minedit.files.checkpoint import load
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
 
-__all__ = ["IP2P", "PICTUREBOOK", "SD14", "VAE", "MineditError", "UNet", "edit", "generate", "load"]
+__all__ = ["IP2P", "METHODS", "PICTUREBOOK", "SD14", "VAE", "MineditError", "UNet", "edit", "generate", "load"]
 __version__ = "0.1.0"

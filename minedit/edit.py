@@ -12,16 +12,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from PIL.Image import Image
 from torch import Tensor
 
-from minedit import adapedit, lora, p2p
-from minedit.adapedit import AdapEditConfig
-from minedit.checkpoint import Model
 from minedit.config import MineditError
-from minedit.onepass import Running
-from minedit.p2p import P2PConfig
-from minedit.plan import TARGET, Plan, WordPlan
-from minedit.sample import Run, Step, pictures
-from minedit.tokens import Prompt, align
-from minedit.wordmaps import Average, Statistics
+from minedit.files import lora
+from minedit.methods import adapedit, p2p
+from minedit.methods.adapedit import AdapEditConfig
+from minedit.methods.onepass import Running
+from minedit.methods.p2p import P2PConfig
+from minedit.methods.plan import TARGET, Plan, WordPlan
+from minedit.methods.wordmaps import Average, Statistics
+from minedit.sampling.loop import Run, Step, pictures
+from minedit.stack.model import Model
+from minedit.stack.tokens import Prompt, align
 
 METHODS = {"adapedit": AdapEditConfig, "p2p": P2PConfig, "fixed-seed": None}  # and their settings
 Progress = Callable[[int, int], None]  # steps done and steps in all, the statistics pass included

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .config import MineditError
+from minedit.config import MineditError
 
 METADATA = "minedit"  # keyword of the PNG text chunk
 MARGIN = 6  # pixels, between the pictures of a grid and around its captions

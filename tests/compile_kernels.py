@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from minedit import kernels
+from minedit.attention import triton as kernels
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 SIZES = ((4096, 40), (1024, 80), (256, 160))  # pixels, width of a head: Stable Diffusion v1.4's

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from seeded import fill
 
-from minedit.attention import backend
-from minedit.checkpoint import Model
+from minedit.attention.choose import backend
 from minedit.config import Config, TextConfig, UNetConfig, VAEConfig
-from minedit.text import TextEncoder
-from minedit.tokens import Tokenizer
-from minedit.unet import UNet
-from minedit.vae import VAE
+from minedit.files.checkpoint import Model
+from minedit.stack.text import TextEncoder
+from minedit.stack.tokens import Tokenizer
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
 
 TOKENIZER = Path(__file__).parent.parent / "weights" / "tokenizer"
 TOKENS = 16

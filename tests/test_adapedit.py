@@ -8,13 +8,13 @@ import torch
 from seeded import normal
 from small_model import TOKENS, small_model
 
-from minedit import adapedit, wordmaps
-from minedit.adapedit import AdapEditConfig
-from minedit.attention import eager
+from minedit.attention.eager import eager
 from minedit.config import MineditError
 from minedit.edit import measure
-from minedit.plan import SELF_RULE, TARGET
-from minedit.sample import Run
+from minedit.methods import adapedit, wordmaps
+from minedit.methods.adapedit import AdapEditConfig
+from minedit.methods.plan import SELF_RULE, TARGET
+from minedit.sampling.loop import Run
 
 BOY, SITTING, DOG = "a boy in the park", "a sitting boy in the park", "a dog in the park"
 RED = "a red car by a red house"  # repeated words

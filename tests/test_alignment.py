@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minedit.tokens import Alignment, Tokenizer, WordPair, align, column_map
+from minedit.stack.tokens import Alignment, Tokenizer, WordPair, align, column_map
 
 FOLDER = Path(__file__).parent.parent / "weights" / "tokenizer"
 

@@ -13,10 +13,13 @@ import torch
 from seeded import fill, normal
 from torch import Tensor
 
-from minedit import attention
-from minedit.attention import Attn, Edit, Gate, Rule, Site, backend, eager, resolve, sdpa
+from minedit.attention import choose
+from minedit.attention.choose import backend, resolve
+from minedit.attention.eager import eager
+from minedit.attention.rules import Attn, Edit, Gate, Rule, Site
+from minedit.attention.sdpa import _scaled, sdpa
 from minedit.config import MineditError
-from minedit.unet import CrossAttention
+from minedit.stack.unet import CrossAttention
 
 B, H, N, T, D = 4, 2, 9, 7, 8
 
@@ -165,9 +168,9 @@ class TestIdentities:
 
 def test_the_mix_of_values_survives_a_callers_autocast():
     v, mix, pin = qkv()[2][0], torch.rand(T, T, generator=torch.Generator().manual_seed(0)), torch.ones(T)
-    expected = attention._scaled(v, pin, columns=mix)
+    expected = _scaled(v, pin, columns=mix)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(attention._scaled(v, pin, columns=mix), expected)
+        torch.testing.assert_close(_scaled(v, pin, columns=mix), expected)
 
 
 def test_two_edits_of_one_row_are_refused():
@@ -208,8 +211,9 @@ def test_the_layer_resolves_a_gate_from_the_edited_rows_input():
 
 def test_backend_by_name():
     assert backend("eager") is eager and backend("sdpa") is sdpa and callable(backend("auto"))
-    assert backend("minedit.attention:eager") is attention.eager
-    for name in ("flash", "no.such.module:f", "minedit.attention:no_such", "minedit.attention:", "./own:f", ":f"):
+    assert backend("minedit.attention.eager:eager") is eager
+    own = "minedit.attention.eager:"
+    for name in ("flash", "no.such.module:f", own + "no_such", own, "./own:f", ":f"):
         with pytest.raises(MineditError, match="attention '"):
             backend(name)
 
@@ -220,13 +224,13 @@ def test_auto_is_sdpa_without_a_gpu():
 
 
 def test_auto_is_triton_on_a_gpu_where_it_runs(monkeypatch):
-    monkeypatch.setattr(attention, "_triton", lambda device: eager)
+    monkeypatch.setattr(choose, "_triton", lambda device: eager)
     assert resolve("auto", "cuda:1") == "triton" and backend("auto", "cuda:1") is eager
 
     def lacking(device):
         raise MineditError("no C compiler")
 
-    monkeypatch.setattr(attention, "_triton", lacking)
+    monkeypatch.setattr(choose, "_triton", lacking)
     assert resolve("auto", "cuda:1") == "sdpa" and backend("auto", "cuda:1") is sdpa
 
 
@@ -234,15 +238,15 @@ def test_triton_says_what_it_lacks(monkeypatch):
     def broken(q, k, v):
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setitem(sys.modules, "minedit.kernels", SimpleNamespace(INTERPRETED=False, attend=eager))
+    monkeypatch.setitem(sys.modules, "minedit.attention.triton", SimpleNamespace(INTERPRETED=False, attend=eager))
     with pytest.raises(MineditError, match="'triton' needs a CUDA GPU, the device is 'cpu'; use sdpa"):
         backend("triton")
-    monkeypatch.setitem(sys.modules, "minedit.kernels", SimpleNamespace(INTERPRETED=True, attend=eager))
+    monkeypatch.setitem(sys.modules, "minedit.attention.triton", SimpleNamespace(INTERPRETED=True, attend=eager))
     assert backend("triton") is eager
-    monkeypatch.setitem(sys.modules, "minedit.kernels", SimpleNamespace(INTERPRETED=True, attend=broken))
+    monkeypatch.setitem(sys.modules, "minedit.attention.triton", SimpleNamespace(INTERPRETED=True, attend=broken))
     with pytest.raises(MineditError, match="does not run here: Failed to find C compiler; use sdpa"):
         backend("triton")
-    monkeypatch.setitem(sys.modules, "minedit.kernels", None)  # as where the package triton is not installed
+    monkeypatch.setitem(sys.modules, "minedit.attention.triton", None)  # as where the package triton is not installed
     with pytest.raises(MineditError, match="install the package triton, or use sdpa"):
         backend("triton", "cuda")
 

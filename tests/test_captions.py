@@ -4,14 +4,14 @@ import random
 import re
 from dataclasses import replace
 
-from minedit.checkpoint import tokenizer
 from minedit.config import PICTUREBOOK
-from minedit.picturebook.captions import WORDS, caption
-from minedit.picturebook.dataset import factors_of
-from minedit.picturebook.factors import SUBJECTS, Factors
-from minedit.picturebook.looks import HELD, POSES, TINTS
-from minedit.picturebook.places import PLACES, TIMES
-from minedit.picturebook.still import SUPPORTS, THINGS
+from minedit.files.checkpoint import tokenizer
+from minedit.picturebook.world.captions import WORDS, caption
+from minedit.picturebook.world.dataset import factors_of
+from minedit.picturebook.world.factors import SUBJECTS, Factors
+from minedit.picturebook.world.looks import HELD, POSES, TINTS
+from minedit.picturebook.world.places import PLACES, TIMES
+from minedit.picturebook.world.still import SUPPORTS, THINGS
 
 BOY = Factors("boy", "park", "red", pose="standing")
 APPLES = Factors("apple", "table", "red", count=2)

@@ -22,14 +22,14 @@ from seeded import fill, normal, relative
 from torch import Tensor
 from weight_files import SLIM, as_folder, diffusers_names, in_shards, rows, slim, with_config
 
-from minedit import checkpoint
-from minedit.attention import eager
-from minedit.checkpoint import Model, load, save
+from minedit.attention.eager import eager
 from minedit.config import IP2P, PICTUREBOOK, SD14, Config, MineditError
-from minedit.layouts import recognise
-from minedit.stored import Stored, contiguous
-from minedit.text import TextEncoder
-from minedit.unet import UNet
+from minedit.files import checkpoint
+from minedit.files.checkpoint import Model, load, save
+from minedit.files.layouts import recognise
+from minedit.files.stored import Stored, contiguous
+from minedit.stack.text import TextEncoder
+from minedit.stack.unet import UNet
 
 FILE = Path("file")
 
@@ -172,7 +172,7 @@ def test_ckpt(saved, tmp_path, monkeypatch, zipped):
 
 def test_numpys_old_names_are_known():
     """Files from before numpy 2 say numpy.core, those pickled today numpy._core."""
-    from minedit.pickles import INERT
+    from minedit.files.pickles import INERT
 
     assert {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"} <= set(INERT)
 
@@ -377,7 +377,7 @@ def test_the_embedded_model():
 
 def test_weights_lie_inside_the_installed_package_or_beside_it(monkeypatch, tmp_path):
     assert (checkpoint.weights_folder() / "tokenizer" / "vocab.json").is_file()
-    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "minedit" / "checkpoint.py"))
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "minedit" / "files" / "checkpoint.py"))
     assert checkpoint.weights_folder() == tmp_path / "weights"
     (tmp_path / "minedit" / "weights").mkdir(parents=True)
     assert checkpoint.weights_folder() == tmp_path / "minedit" / "weights"

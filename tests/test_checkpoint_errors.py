@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from weight_files import SLIM, as_folder, in_shards, slim, with_config
 
-from minedit import checkpoint
-from minedit.checkpoint import load, save
 from minedit.config import MineditError
+from minedit.files import checkpoint
+from minedit.files.checkpoint import load, save
 
 
 @pytest.fixture(scope="module")

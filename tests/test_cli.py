@@ -15,8 +15,11 @@ from seeded import fill, normal
 from small_model import small_model
 
 import minedit
-from minedit import arguments, checkpoint, cli, image
-from minedit.taesd import TAESD
+from minedit import cli, image
+from minedit.cli import options as arguments
+from minedit.cli import output
+from minedit.files import checkpoint
+from minedit.stack.taesd import TAESD
 
 ROOT = Path(__file__).parent.parent
 BOY, SITTING = "a boy in the park", "a sitting boy in the park"
@@ -132,7 +135,7 @@ def test_same_prompt_gives_the_source(run, capsys):
 
 
 def test_unknown_words_are_said(run, capsys, monkeypatch):
-    monkeypatch.setattr("minedit.tokens.Tokenizer.unknown", lambda self, prompt: ("dragon",))
+    monkeypatch.setattr("minedit.stack.tokens.Tokenizer.unknown", lambda self, prompt: ("dragon",))
     for command in (("generate", "a dragon"), ("edit", "a dragon", "a big dragon")):
         assert run(*command) == 0
         assert any("dragon" in line for line in capsys.readouterr().out.splitlines() if line.startswith("  note: "))
@@ -173,11 +176,11 @@ def test_loras_are_recorded_and_merged_again(run, weights, capsys, verb, name):
 
 
 def test_a_preview_is_written_every_few_steps_and_changes_nothing(run, weights, monkeypatch):
-    monkeypatch.setattr(cli, "SD14", small_model().config)
+    monkeypatch.setattr(output, "SD14", small_model().config)
     save_file(fill(TAESD()).state_dict(), "tiny.safetensors")
     shown = []
-    preview = cli.save_preview
-    monkeypatch.setattr(cli, "save_preview", lambda *args: shown.append(args[1].shape[0]) or preview(*args))
+    preview = output.save_preview
+    monkeypatch.setattr(output, "save_preview", lambda *args: shown.append(args[1].shape[0]) or preview(*args))
     assert run("edit", BOY, SITTING, "--preview", "tiny.safetensors", "--out", "few") == 0
     assert shown == [] and not Path("few/preview.png").exists()  # 3 steps
     for out, options in (("with", ("--preview", "tiny.safetensors")), ("without", ())):
@@ -309,7 +312,7 @@ def test_memory_that_runs_out_is_one_line(run, capsys, monkeypatch):
     def exhausted(*_, **__):
         torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr(cli, "edit", exhausted)
+    monkeypatch.setattr("minedit.cli.edit.edit", exhausted)
     assert run("edit", BOY, SITTING) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("minedit: error: memory ran out")
 
@@ -318,7 +321,7 @@ def test_interrupted(run, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "edit", interrupt)
+    monkeypatch.setattr("minedit.cli.edit.edit", interrupt)
     assert run("edit", BOY, SITTING, "--out", "new/folder") == 130
     assert "interrupted" in capsys.readouterr().err and not Path("new").exists()
 

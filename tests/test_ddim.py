@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from minedit import ddim
 from minedit.config import MineditError
-from minedit.guidance import three_way, two_way
+from minedit.sampling import ddim
+from minedit.sampling.guidance import three_way, two_way
 
 
 def numpy_alphas():

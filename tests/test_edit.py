@@ -10,13 +10,14 @@ from seeded import normal
 from small_model import TOKENS, small_model
 
 import minedit
-from minedit import adapedit, ddim
-from minedit.adapedit import AdapEditConfig
-from minedit.attention import Seen
+from minedit.attention.rules import Seen
 from minedit.config import MineditError
-from minedit.onepass import Running
-from minedit.p2p import P2PConfig
-from minedit.sample import context, sample, start
+from minedit.methods import adapedit
+from minedit.methods.adapedit import AdapEditConfig
+from minedit.methods.onepass import Running
+from minedit.methods.p2p import P2PConfig
+from minedit.sampling import ddim
+from minedit.sampling.loop import context, sample, start
 
 BOY, SITTING, DOG = "a boy in the park", "a sitting boy in the park", "a dog in the park"
 SHORT = {"steps": 4, "guidance": 3.0}

@@ -11,15 +11,16 @@ from seeded import normal, relative
 from small_model import TOKENS, small_model
 
 import minedit
-from minedit import adapedit, winograd
-from minedit.adapedit import AdapEditConfig
-from minedit.attention import Attn
+from minedit.attention.rules import Attn
 from minedit.config import MineditError
 from minedit.edit import measure
-from minedit.fast import fast, lay_out
-from minedit.lora import merge
-from minedit.sample import Run
-from minedit.winograd import Winograd
+from minedit.files.lora import merge
+from minedit.methods import adapedit
+from minedit.methods.adapedit import AdapEditConfig
+from minedit.sampling.loop import Run
+from minedit.speed import winograd
+from minedit.speed.fast import fast, lay_out
+from minedit.speed.winograd import Winograd
 
 BOY, SITTING = "a boy in the park", "a sitting boy in the park"
 

@@ -10,7 +10,7 @@ from seeded import normal
 from torch import nn
 
 from minedit.config import MineditError
-from minedit.picturebook.fit import Training, fit, learning_rate
+from minedit.picturebook.training.fit import Training, fit, learning_rate
 
 
 class Stopped(Exception):
@@ -118,8 +118,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from minedit.picturebook.fit import Training, fit
-from minedit.picturebook.workers import first_worker_first, worker, workers
+from minedit.picturebook.training.fit import Training, fit
+from minedit.picturebook.training.workers import first_worker_first, worker, workers
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 folder = Path(sys.argv[1])

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from seeded import fill, normal, relative
 from tiny import GUIDANCE, IDS, STEPS, TINY
 
-from minedit.attention import eager, sdpa
-from minedit.sample import sample
-from minedit.text import TextEncoder
-from minedit.unet import UNet
-from minedit.vae import VAE
+from minedit.attention.eager import eager
+from minedit.attention.sdpa import sdpa
+from minedit.sampling.loop import sample
+from minedit.stack.text import TextEncoder
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "diffusers.safetensors")
 SIDE = TINY.latent_size

@@ -11,10 +11,11 @@ from seeded import normal, relative
 from small_model import TOKENS, small_model
 
 import minedit
-from minedit.attention import Attn, Edit, Rule, eager
+from minedit.attention.eager import eager
+from minedit.attention.rules import Attn, Edit, Rule
 from minedit.config import MineditError
-from minedit.fast import fast
-from minedit.graphs import LIMIT, Recorded, put_together, taken_apart
+from minedit.speed.fast import fast
+from minedit.speed.graphs import LIMIT, Recorded, put_together, taken_apart
 
 PAIRS = (("a boy in the park", "a sitting boy in the park"), ("a dog on the beach", "a cat on the beach"))
 WAYS = (("adapedit", {}), ("adapedit", {"fwt": "one-pass"}), ("p2p", {}), ("fixed-seed", {}))

@@ -33,9 +33,9 @@ from hostile import (
     text,
 )
 
-from minedit.checkpoint import load
 from minedit.config import MineditError
-from minedit.formats import read
+from minedit.files.checkpoint import load
+from minedit.files.formats import read
 
 BROKEN = {
     f"{kind}: {what}": (archive(data) if kind == "pickle" else data, says)

@@ -9,13 +9,13 @@ from PIL import Image
 from seeded import fill, normal
 from torch import nn
 
-from minedit.checkpoint import tokenizer
 from minedit.config import PICTUREBOOK, MineditError
+from minedit.files.checkpoint import tokenizer
 from minedit.picturebook import judge
-from minedit.picturebook.factors import HELD_OUT, Factors, held_out
 from minedit.picturebook.judge import judged, prompts
-from minedit.picturebook.scene import scene
-from minedit.picturebook.train_judge import IGNORED, LABELS, Judge, accuracy, labels, load_judge, save_judge
+from minedit.picturebook.training.train_judge import IGNORED, LABELS, Judge, accuracy, labels, load_judge, save_judge
+from minedit.picturebook.world.factors import HELD_OUT, Factors, held_out
+from minedit.picturebook.world.scene import scene
 
 FIGURE, APPLES = Factors("boy", "park", "red", pose="standing"), Factors("apple", "table", "red", count=2)
 

@@ -17,10 +17,11 @@ import torch
 from seeded import normal, relative
 from torch import Tensor
 
-from minedit.attention import Edit, Rule, eager
+from minedit.attention.eager import eager
+from minedit.attention.rules import Edit, Rule
 
 pytest.importorskip("triton")
-from minedit import kernels  # noqa: E402
+from minedit.attention import triton as kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

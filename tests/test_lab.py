@@ -17,16 +17,18 @@ from test_attention import literal, qkv, random_rule
 from test_plan import plan_of as p2p_plan
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minedit import attention, cli
-from minedit.attention import Edit, Rule, eager, sdpa
+from minedit import cli
+from minedit.attention.eager import eager
+from minedit.attention.rules import Attend, Edit, Rule
+from minedit.attention.sdpa import sdpa
+from minedit.cli.kernels import named_functions
 from minedit.config import SD14, MineditError
 from minedit.lab.bench import Ceiling, timing, traffic
 from minedit.lab.cases import RULES, Shape, cases, real_shapes, small_shapes
 from minedit.lab.check import answers, judge
-from minedit.lab.command import named_functions
 from minedit.lab.oracle import oracle
-from minedit.plan import SELF_RULE
-from minedit.unet import UNet
+from minedit.methods.plan import SELF_RULE
+from minedit.stack.unet import UNet
 
 DOCS = Path(__file__).parent.parent / "docs"
 BOY, SITTING, DOG = "a boy in the park", "a sitting boy in the park", "a dog in the park"
@@ -518,7 +520,7 @@ def test_a_mistake_in_an_argument_is_one_line(argv, said, lab, monkeypatch, tmp_
 
 def test_large_maps_are_tried_on_a_cpu_only_when_asked_for(monkeypatch, lab):
     monkeypatch.setattr(
-        "minedit.lab.command.real_shapes", lambda: tuple(Shape("self", 4, 1, n, n, 8, columns=False) for n in (20, 40))
+        "minedit.cli.kernels.real_shapes", lambda: tuple(Shape("self", 4, 1, n, n, 8, columns=False) for n in (20, 40))
     )
     monkeypatch.setattr("minedit.lab.cases.HEAVY", 40 * 40)
     command = "check", "--shapes", "real", "--rules", "inject", "--attention", "sdpa", "--device", "cpu"
@@ -530,14 +532,14 @@ def test_functions_are_those_of_the_device(monkeypatch, capsys):
     """Triton is tried unasked on a GPU that has it, never on a CPU; auto is what it is there."""
     asked = []
 
-    def backend(name: str, device: torch.device) -> attention.Attend:
+    def backend(name: str, device: torch.device) -> Attend:
         asked.append((name, device.type))
         if name == "triton" and len(asked) == 1:
             raise MineditError("no compiler")
         return eager
 
-    monkeypatch.setattr("minedit.lab.command.backend", backend)
-    monkeypatch.setattr("minedit.lab.command.resolve", lambda name, device: f"{name} of {device}")
+    monkeypatch.setattr("minedit.cli.kernels.backend", backend)
+    monkeypatch.setattr("minedit.cli.kernels.resolve", lambda name, device: f"{name} of {device}")
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert (
         list(named_functions(None, gpu)) == ["eager", "sdpa"]

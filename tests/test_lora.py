@@ -18,13 +18,13 @@ from seeded import normal, relative
 from torch import Tensor, nn
 from weight_files import SLIM, diffusers_names, slim
 
-from minedit import lora
-from minedit.checkpoint import load, save
 from minedit.config import SD14, MineditError
-from minedit.lora import merge
-from minedit.model import Model
-from minedit.text import TextEncoder
-from minedit.unet import UNet
+from minedit.files import lora
+from minedit.files.checkpoint import load, save
+from minedit.files.lora import merge
+from minedit.stack.model import Model
+from minedit.stack.text import TextEncoder
+from minedit.stack.unet import UNet
 
 RANK = 2
 # kohya's name -> ours: every kind of layer there is

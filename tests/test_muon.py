@@ -4,7 +4,7 @@ import pytest
 import torch
 from seeded import normal, relative
 
-from minedit.picturebook.muon import QUINTIC, STEPS, Muon, orthogonalised
+from minedit.picturebook.training.muon import QUINTIC, STEPS, Muon, orthogonalised
 
 SHAPES = ((6, 20), (20, 6), (8, 8), (12, 4, 3, 3), (40, 4, 3, 3))
 

@@ -37,8 +37,8 @@ def test_holds_all_code_and_all_weights(wheel):
 
 def test_runs_from_any_folder(wheel, tmp_path):
     wheel.extractall(tmp_path / "site")
-    # minedit/weights.py and the folder minedit/weights/ get along: the folder is no package
-    show = "import minedit, minedit.checkpoint as c, minedit.weights as w; "
+    # minedit/weights/ is a folder of files, no package
+    show = "import minedit, minedit.files.checkpoint as c, minedit.cli.weights as w; "
     show += "print(c.weights_folder(), c.tokenizer(minedit.SD14).size, w.main.__name__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", show], cwd=tmp_path, env=environment, capture_output=True, text=True)

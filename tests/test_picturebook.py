@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minedit.picturebook import dataset
-from minedit.picturebook.dataset import CELL, Drawings, factors_of
-from minedit.picturebook.factors import HELD_OUT, SIZES, SUBJECTS, Factors, check, colours, held_out
-from minedit.picturebook.looks import HELD, POSES
-from minedit.picturebook.places import PLACES, TIMES
-from minedit.picturebook.scene import scene
-from minedit.picturebook.still import SUPPORTS, THINGS
+from minedit.picturebook.world import dataset
+from minedit.picturebook.world.dataset import CELL, Drawings, factors_of
+from minedit.picturebook.world.factors import HELD_OUT, SIZES, SUBJECTS, Factors, check, colours, held_out
+from minedit.picturebook.world.looks import HELD, POSES
+from minedit.picturebook.world.places import PLACES, TIMES
+from minedit.picturebook.world.scene import scene
+from minedit.picturebook.world.still import SUPPORTS, THINGS
 
 BOY = Factors("boy", "park", "red", pose="standing")
 APPLES = Factors("apple", "table", "red", count=2)
@@ -216,5 +216,5 @@ def test_the_style_knows_every_module_that_draws():
         name = waiting.pop()
         found.add(name)
         source = (folder / f"{name}.py").read_text()
-        waiting |= set(re.findall(r"^from minedit\.picturebook\.(\w+) import", source, re.M)) - found
+        waiting |= set(re.findall(r"^from minedit\.picturebook\.world\.(\w+) import", source, re.M)) - found
     assert found == set(dataset.DRAWING)

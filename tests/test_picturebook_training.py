@@ -13,21 +13,22 @@ import torch.distributed.run
 from seeded import fill, normal
 from torch import nn
 
-from minedit.attention import sdpa
-from minedit.checkpoint import load, tokenizer
+from minedit.attention.sdpa import sdpa
+from minedit.cli import train as train_command
 from minedit.config import PICTUREBOOK, Config, MineditError, TextConfig, UNetConfig, VAEConfig
-from minedit.picturebook import train, train_text, train_unet, train_vae
-from minedit.picturebook.captions import WORDS
-from minedit.picturebook.dataset import Drawings, drawings
-from minedit.picturebook.factors import Factors
-from minedit.picturebook.fit import Training
-from minedit.picturebook.grounding import INSIDE, OUTSIDE, Grounding
-from minedit.picturebook.train_judge import train_judge
-from minedit.picturebook.train_text import Ids, clip_model
-from minedit.picturebook.train_vae import psnr, reconstruct, standardise
-from minedit.text import TextEncoder
-from minedit.unet import UNet
-from minedit.vae import VAE
+from minedit.files.checkpoint import load, tokenizer
+from minedit.picturebook.training import train, train_text, train_unet, train_vae
+from minedit.picturebook.training.fit import Training
+from minedit.picturebook.training.grounding import INSIDE, OUTSIDE, Grounding
+from minedit.picturebook.training.train_judge import train_judge
+from minedit.picturebook.training.train_text import Ids, clip_model
+from minedit.picturebook.training.train_vae import psnr, reconstruct, standardise
+from minedit.picturebook.world.captions import WORDS
+from minedit.picturebook.world.dataset import Drawings, drawings
+from minedit.picturebook.world.factors import Factors
+from minedit.stack.text import TextEncoder
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
 
 ROOT = Path(__file__).parent.parent
 VAE_CONFIG = VAEConfig(channels=(8, 16, 16, 24), blocks=1, norm_groups=8)
@@ -243,7 +244,7 @@ def test_assemble_writes_a_checkpoint_that_loads(tmp_path, capsys):
 )
 def test_training_says_what_is_missing(arguments, named, tmp_path):
     with pytest.raises(MineditError, match=named):
-        train.main([*arguments, "--runs", str(tmp_path)])
+        train_command.main([*arguments, "--runs", str(tmp_path)])
     assert not any(tmp_path.rglob("*.safetensors"))
 
 
@@ -252,5 +253,5 @@ def test_torchrun_takes_the_readmes_command():
     command = re.search(r"torchrun (.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1].replace("\\\n", " ")
     told = torch.distributed.run.get_args_parser().parse_args(command.split())
     assert told.nproc_per_node == "2" and told.training_script == "minedit"
-    args = train._arguments(told.training_script_args[1:])
+    args = train_command._arguments(told.training_script_args[1:])
     assert args.stage == "unet" and args.compile and Path(args.start) == Path("weights/picturebook.safetensors")

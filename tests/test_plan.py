@@ -4,11 +4,11 @@ import pytest
 import torch
 from small_model import small_model
 
-from minedit import p2p
-from minedit.attention import eager
+from minedit.attention.eager import eager
 from minedit.config import MineditError
-from minedit.p2p import P2PConfig
-from minedit.plan import SELF_RULE, TARGET, Plan, first_steps, map_side, per_token
+from minedit.methods import p2p
+from minedit.methods.p2p import P2PConfig
+from minedit.methods.plan import SELF_RULE, TARGET, Plan, first_steps, map_side, per_token
 
 STEPS = 10
 BOY, SITTING, DOG, RED = "a boy in the park", "a sitting boy in the park", "a dog in the park", "a red boy in the park"

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import minedit
 from minedit.config import MineditError
 from minedit.image import to_pil
-from minedit.model import Model
-from minedit.sample import context, pictures, sample
+from minedit.sampling.loop import context, pictures, sample
+from minedit.stack.model import Model
 
 BOY, SITTING = "a boy in the park", "a sitting boy in the park"
 HALVES = [torch.bfloat16, torch.float16]
@@ -265,7 +265,7 @@ def test_where_flags_are_read_late_the_last_step_is_not_yielded(monkeypatch):
         return out * (torch.nan if len(calls) == 2 else 1)
 
     sd.unet.register_forward_hook(overflow)
-    monkeypatch.setattr("minedit.sample._waits", lambda latents: True)
+    monkeypatch.setattr("minedit.sampling.loop._waits", lambda latents: True)
     with pytest.raises(MineditError, match="the UNet at step 2 of 5 in float32"):
         for step in sample(sd, normal("x", 1, 4, 8, 8), context(sd, [BOY]), 5):
             seen.append(step.index)

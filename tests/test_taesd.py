@@ -15,8 +15,9 @@ from seeded import fill, normal, relative
 from torch import Tensor
 
 from minedit.config import MineditError
+from minedit.files.taesd import load_taesd
 from minedit.image import to_tensor
-from minedit.taesd import TAESD, load_taesd, save_preview
+from minedit.stack.taesd import TAESD, save_preview
 
 # The real weights and a photo are the user's to bring: taesd*.safetensors and photo.jpg in this folder.
 DATA = Path(os.environ.get("MINEDIT_TAESD", Path(__file__).parent.parent.parent / "shared" / "data" / "taesd"))

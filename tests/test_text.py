@@ -8,7 +8,7 @@ from seeded import fill, relative
 from torch import Tensor
 
 from minedit.config import TextConfig
-from minedit.text import TextEncoder
+from minedit.stack.text import TextEncoder
 
 SMALL = TextConfig(vocab_size=40, width=24, layers=2, heads=3, mlp=48, context_length=9, bos=38, eos=39)
 IDS = torch.tensor([[38, 3, 5, 7, 39, 39, 39, 39, 39], [38, 1, 2, 3, 4, 5, 6, 7, 39]])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minedit.config import MineditError
-from minedit.tokens import Prompt, Tokenizer
+from minedit.stack.tokens import Prompt, Tokenizer
 
 FOLDER = Path(__file__).parent.parent / "weights" / "tokenizer"
 

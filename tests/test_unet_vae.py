@@ -9,10 +9,10 @@ import pytest
 import torch
 from seeded import fill, normal
 
-from minedit.attention import Attn, Edit, Rule
+from minedit.attention.rules import Attn, Edit, Rule
 from minedit.config import IP2P, PICTUREBOOK, SD14, Config, MineditError, UNetConfig, VAEConfig
-from minedit.unet import CrossAttention, UNet, timestep_embedding
-from minedit.vae import VAE
+from minedit.stack.unet import CrossAttention, UNet, timestep_embedding
+from minedit.stack.vae import VAE
 
 MANIFEST = Path(__file__).parent / "fixtures" / "sd-v1-ldm.tsv"
 SMALL = UNetConfig(channels=(32, 64), blocks=1, attention=(True, True), heads=4, context_dim=24, norm_groups=8)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minedit.picturebook.captions import WORDS
-from minedit.picturebook.vocabulary import merges_for, trim_tokenizer
-from minedit.tokens import Prompt, Tokenizer
+from minedit.picturebook.training.vocabulary import merges_for, trim_tokenizer
+from minedit.picturebook.world.captions import WORDS
+from minedit.stack.tokens import Prompt, Tokenizer
 
 FOLDER = Path(__file__).parent.parent / "weights" / "tokenizer"
 

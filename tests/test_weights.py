@@ -17,9 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from weight_files import SLIM, as_folder, in_shards, slim, with_config
 
-from minedit import checkpoint, cli, weights
-from minedit.checkpoint import load, save
+from minedit import cli
+from minedit.cli import weights
 from minedit.config import Config
+from minedit.files import checkpoint
+from minedit.files.checkpoint import load, save
 
 UNET = "model.diffusion_model."
 

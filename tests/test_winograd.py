@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from seeded import normal, relative
 from torch import nn
 
-from minedit import winograd
-from minedit.winograd import TRANSFORMS, Winograd, convolve, filters, suits
+from minedit.speed import winograd
+from minedit.speed.winograd import TRANSFORMS, Winograd, convolve, filters, suits
 
 ROUNDING = {2: 6e-7, 4: 6e-6}  # tiles of 4 weigh what cancels by up to 8
 

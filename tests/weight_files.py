@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from seeded import fill
 from torch import Tensor
 
-from minedit.attention import backend
-from minedit.checkpoint import Model, tokenizer
+from minedit.attention.choose import backend
 from minedit.config import Config, TextConfig, UNetConfig, VAEConfig
-from minedit.text import TextEncoder
-from minedit.unet import UNet
-from minedit.vae import VAE
+from minedit.files.checkpoint import Model, tokenizer
+from minedit.stack.text import TextEncoder
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # Levels, blocks and attention as SD-v1 has them; widths as small as they go. The vocabulary is CLIP's own.

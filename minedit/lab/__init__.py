@@ -1,1 +1,11 @@
-"""The kernel lab: attention functions against float64, and timed, on the shapes of Stable Diffusion v1.4."""
+"""The kernel lab: attention functions against float64, and timed, on the shapes of Stable Diffusion v1.4.
+
+Read in this order:
+```
+cases.py   shapes, and rules with traps in them
+oracle.py  the float64 answer
+hints.py   what may be wrong, from how it differs
+check.py   the verdict on a function
+bench.py   its time, and of which ceiling
+```
+"""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minedit.attention import Attend
+from minedit.attention.rules import Attend
 from minedit.lab.cases import Case
 
 LEAST = 5e-3  # seconds that one measurement takes at least: a call alone may be shorter than its launch

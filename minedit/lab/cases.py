@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from minedit.attention import Edit, Gate, Rule
+from minedit.attention.rules import Edit, Gate, Rule
 from minedit.config import SD14
-from minedit.plan import SELF_RULE, SOURCE, Plan
-from minedit.tokens import Prompt, Word, align, column_map
+from minedit.methods.plan import SELF_RULE, SOURCE, Plan
+from minedit.stack.tokens import Prompt, Word, align, column_map
 
 ROUTES = ("inject", "masactrl")  # what self-attention sees, beside "plain"
 HEAVY = 4096 * 4096  # pixels times tokens from which a float64 map takes minutes of a CPU

@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minedit.attention import Attend, Rule, eager
+from minedit.attention.eager import eager
+from minedit.attention.rules import Attend, Rule
 from minedit.config import MineditError
-from minedit.graphs import taken_apart
 from minedit.lab.cases import Case
 from minedit.lab.hints import column_hints, hints, mismatches
 from minedit.lab.oracle import distance, oracle
+from minedit.speed.graphs import taken_apart
 
 FLOOR = 2.0
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minedit.attention import Rule
+from minedit.attention.rules import Rule
 from minedit.lab.cases import Case
 from minedit.lab.oracle import distance, oracle
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minedit.attention import Rule
+from minedit.attention.rules import Rule
 
 ENTRIES = 2**23  # of the map held at a time: 64 MiB in float64, a few times over
 

@@ -1,1 +1,10 @@
-"""The embedded picture-book world: renderer, captions, training and the judge."""
+"""The embedded world and the model of it: drawn, trained, judged, shown.
+
+Read in this order:
+```
+world/      scenes, and what captions say about them
+training/   how the embedded model was trained
+judge.py    what it can do, measured
+gallery.py  the README's picture
+```
+"""

@@ -6,8 +6,8 @@ import sys
 
 from PIL import Image
 
-from minedit.checkpoint import Model, load
 from minedit.edit import edit
+from minedit.files.checkpoint import Model, load
 from minedit.image import grid, save
 
 # (source, target, seed), each seed the best of 0 to 3, the first of 0 to 15. All but the last two are soft.

@@ -22,8 +22,8 @@ from safetensors.torch import save_file  # noqa: E402
 from seeded import fill, normal, weight  # noqa: E402
 from tiny import GUIDANCE, IDS, STEPS, TINY  # noqa: E402
 
-from minedit.unet import UNet  # noqa: E402
-from minedit.vae import VAE  # noqa: E402
+from minedit.stack.unet import UNet  # noqa: E402
+from minedit.stack.vae import VAE  # noqa: E402
 
 
 @torch.no_grad()

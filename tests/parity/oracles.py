@@ -1,7 +1,7 @@
 """diffusers' and transformers' own classes for our configs, with our weights in them.
 
-The names table here is built from a config, block by block; minedit/checkpoint.py goes the other way by patterns. Two
-derivations that agree are the check.
+The names table here is built from a config, block by block; minedit/files/layouts.py goes the other way by patterns.
+Two derivations that agree are the check.
 """
 
 from __future__ import annotations

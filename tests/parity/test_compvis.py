@@ -28,12 +28,12 @@ from ldm.modules.diffusionmodules.model import Decoder, Encoder  # noqa: E402
 from ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E402
 from test_diffusers import NARROW, built, check  # noqa: E402
 
-from minedit import ddim  # noqa: E402
-from minedit.attention import sdpa  # noqa: E402
+from minedit.attention.sdpa import sdpa  # noqa: E402
 from minedit.config import SD14, Config, UNetConfig  # noqa: E402
-from minedit.sample import sample  # noqa: E402
-from minedit.unet import UNet  # noqa: E402
-from minedit.vae import VAE  # noqa: E402
+from minedit.sampling import ddim  # noqa: E402
+from minedit.sampling.loop import sample  # noqa: E402
+from minedit.stack.unet import UNet  # noqa: E402
+from minedit.stack.vae import VAE  # noqa: E402
 
 CONFIGS = [NARROW, pytest.param(SD14, marks=pytest.mark.full)]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)

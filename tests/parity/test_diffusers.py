@@ -18,15 +18,15 @@ from torch import Tensor, nn
 pytest.importorskip("diffusers", reason="only `make parity` installs diffusers")
 import oracles  # noqa: E402
 
-from minedit import formats  # noqa: E402
-from minedit.attention import sdpa  # noqa: E402
+from minedit.attention.sdpa import sdpa  # noqa: E402
 from minedit.config import IP2P, PICTUREBOOK, SD14, Config  # noqa: E402
-from minedit.fast import spare_products  # noqa: E402
-from minedit.layouts import recognise  # noqa: E402
-from minedit.sample import sample  # noqa: E402
-from minedit.text import TextEncoder  # noqa: E402
-from minedit.unet import UNet  # noqa: E402
-from minedit.vae import VAE  # noqa: E402
+from minedit.files import formats  # noqa: E402
+from minedit.files.layouts import recognise  # noqa: E402
+from minedit.sampling.loop import sample  # noqa: E402
+from minedit.speed.fast import spare_products  # noqa: E402
+from minedit.stack.text import TextEncoder  # noqa: E402
+from minedit.stack.unet import UNet  # noqa: E402
+from minedit.stack.vae import VAE  # noqa: E402
 
 LIMIT = 1e-5
 FAST_LIMIT = 2e-5  # with `--fast` on a CPU

@@ -25,12 +25,12 @@ from peft.utils import get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from test_diffusers import check  # noqa: E402
 
-from minedit.attention import sdpa  # noqa: E402
+from minedit.attention.sdpa import sdpa  # noqa: E402
 from minedit.config import Config  # noqa: E402
-from minedit.lora import merge  # noqa: E402
-from minedit.model import Model  # noqa: E402
-from minedit.text import TextEncoder  # noqa: E402
-from minedit.unet import UNet  # noqa: E402
+from minedit.files.lora import merge  # noqa: E402
+from minedit.stack.model import Model  # noqa: E402
+from minedit.stack.text import TextEncoder  # noqa: E402
+from minedit.stack.unet import UNet  # noqa: E402
 
 RANK, ALPHA, SCALE = 4, 6, 0.7
 # Every kind of layer of the UNet; the names' ends are diffusers'.

@@ -21,13 +21,14 @@ from test_diffusers import NARROW, check  # noqa: E402
 from transformers import CLIPTokenizer  # noqa: E402
 
 import minedit  # noqa: E402
-from minedit import checkpoint, ddim  # noqa: E402
-from minedit.checkpoint import weights_folder  # noqa: E402
 from minedit.config import SD14, Config  # noqa: E402
-from minedit.model import Model  # noqa: E402
-from minedit.sample import embed  # noqa: E402
-from minedit.unet import UNet  # noqa: E402
-from minedit.vae import VAE  # noqa: E402
+from minedit.files import checkpoint  # noqa: E402
+from minedit.files.checkpoint import weights_folder  # noqa: E402
+from minedit.sampling import ddim  # noqa: E402
+from minedit.sampling.loop import embed  # noqa: E402
+from minedit.stack.model import Model  # noqa: E402
+from minedit.stack.unet import UNet  # noqa: E402
+from minedit.stack.vae import VAE  # noqa: E402
 
 LIMIT = 1e-4
 BOY = "a boy in the park"

@@ -10,7 +10,7 @@ pytest.importorskip("diffusers", reason="only `make parity` installs diffusers")
 from diffusers import AutoencoderTiny  # noqa: E402
 from test_diffusers import check  # noqa: E402
 
-from minedit.taesd import load_taesd  # noqa: E402
+from minedit.files.taesd import load_taesd  # noqa: E402
 
 
 @torch.no_grad()

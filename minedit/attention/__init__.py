@@ -1,0 +1,11 @@
+"""What an attention layer is, and what an edit of it is. In: q, k, v and a Rule. Out: what the layer hands on.
+
+Read in this order:
+```
+rules.py   what each layer does at one step, as data
+eager.py   the specification: what a Rule means, to the letter
+sdpa.py    its algebra on torch's fused kernels
+triton.py  the same as one fused Triton kernel
+choose.py  names of attention functions → functions
+```
+"""

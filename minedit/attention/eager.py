@@ -1,0 +1,32 @@
+"""The specification of attention, written to be read: it makes the probabilities and applies the Rule to the letter.
+
+In: q [B,H,N,D], k and v [B,H,T,D], maybe a Rule. Out: [B,H,N,D], and on request the probabilities' columns [B,N,T].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minedit.attention.rules import Rule, float32
+
+
+def eager(
+    q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The specification: materialises the probabilities [B,H,N,T] and applies the rule to the letter, in float32."""
+    rule = rule or Rule()
+    q, k, v = rule.route(q, k, v)
+    with float32(q):
+        scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5  # [B, H, N, T]
+        probabilities = scores.softmax(dim=-1)
+        rows = list(probabilities)  # of [H, N, T]
+        for edit in rule.edits:
+            own, source = probabilities[edit.row], probabilities[edit.source]
+            if edit.columns is not None:
+                source = source @ edit.columns.to(source)
+            pin, blend, keep = (x.to(own) for x in (edit.pin, edit.blend, edit.own))
+            w = 1.0 if edit.gate is None else edit.gate.to(own)[:, None]  # [N, 1]
+            rows[edit.row] = pin * source + blend * ((1 - w) * source + w * own) + keep * own
+        out = (torch.stack(rows) @ v.float()).to(v.dtype)  # [B, H, N, D]
+    return (out, probabilities.mean(dim=1)) if columns else out

@@ -1,0 +1,132 @@
+"""What `generate` and `edit` share: the model that is asked for, the files that come out, what the terminal says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minedit import __version__, image
+from minedit.attention.choose import resolve
+from minedit.config import SD14, MineditError
+from minedit.edit import OnStep
+from minedit.files import checkpoint, lora
+from minedit.files.taesd import load_taesd
+from minedit.sampling.loop import Step
+from minedit.stack.model import Model
+from minedit.stack.taesd import save_preview
+
+PREVIEW_EVERY = 5  # steps
+
+
+def arguments(args: argparse.Namespace, seed: int) -> dict:
+    """Arguments of generate and edit."""
+    return {"seed": seed} | {name: getattr(args, name) for name in ("steps", "guidance", "eta", "height", "width")}
+
+
+def check_prompts(sd: Model, prompts: dict[str, str]) -> None:
+    """Every prompt, before the first is drawn; its value says where it stands."""
+    for text, where in prompts.items():
+        try:
+            words = sd.tokenizer.encode(text).words
+        except MineditError as error:
+            raise MineditError(f"{where}{error}") from error
+        if not words:
+            raise MineditError(f"{where}prompt {text!r} has no words; write what the picture shows")
+
+
+def load(args: argparse.Namespace) -> Model:
+    began = time.perf_counter()
+    sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast)
+    chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
+    where = "embedded" if args.model is None else args.model
+    print(f"model {sd.config.name} ({where}), loaded in {time.perf_counter() - began:.1f} s")
+    print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{', made for speed' * sd.fast}")
+    for file, scale in sd.lora:
+        print(f"  with the LoRA {file}, scale {scale:g}")
+    return sd
+
+
+def preview(args: argparse.Namespace, sd: Model) -> OnStep | None:
+    """What writes preview.png every few steps, if --preview asks for it."""
+    if args.preview is None:
+        return None
+    if sd.config.vae != SD14.vae:
+        raise MineditError(
+            f"--preview is for Stable Diffusion v1, and {sd.config.name} has latents of its own; omit it"
+        )
+    tiny = load_taesd(args.preview, sd.device)
+
+    def show(step: Step) -> None:
+        if (step.index + 1) % PREVIEW_EVERY == 0:
+            save_preview(tiny, step.x0, args.out / "preview.png")
+
+    return show
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[None]:
+    """A folder that takes files, made if need be; unmade if what follows fails before it writes any."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise MineditError(f"cannot write to {path} ({error.strerror or error}); choose another --out") from error
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+        raise
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr: a function of the steps done and the steps in all."""
+    with tqdm(unit="step", leave=False, ncols=80, mininterval=0.5) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def model_settings(args: argparse.Namespace, sd: Model) -> dict:
+    """Which model made a picture, in the words of the command line."""
+    model = {
+        "model": args.model,
+        "device": args.device,
+        "dtype": args.dtype,
+        "attention": args.attention,
+        "fast": args.fast,
+    }
+    return {**model, **lora.settings(sd), "model_name": sd.config.name, "minedit": __version__}
+
+
+def write(folder: Path, name: str, pictures: dict, settings: dict, found: dict, seconds: float) -> None:
+    """Pictures and a JSON of one run, their names beginning with `name`; says what was noted and written."""
+    for note in found["notes"]:
+        print(f"  note: {note}")
+    files = {kind: folder / f"{name}{kind}.png" for kind in pictures}
+    for kind, path in files.items():
+        image.save(path, pictures[kind], settings)
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    record = {**settings, **found, "seconds": round(seconds, 2), "versions": versions}
+    record["files"] = {kind: path.name for kind, path in files.items()}
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    path = folder / f"{name}{settings['verb']}.json"
+    image.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    print(f"  {seconds:.1f} s; wrote {', '.join(map(str, [*files.values(), path]))}")

@@ -1,0 +1,228 @@
+"""Files of weights <-> a Model: the public `load` and `save`, with formats.py for files and layouts.py for names.
+
+Modules are built without memory, then take the file's tensors, every one of them and no other. A missing name, a
+further name or another shape is an error that says which, never a warning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from minedit import image
+from minedit.attention.choose import backend
+from minedit.config import IP2P, SD14, Config, MineditError
+from minedit.files.formats import read
+from minedit.files.layouts import LAYOUTS, Tensors, Weights, first, recognise
+from minedit.files.lora import merge
+from minedit.files.stored import shown
+from minedit.speed.fast import fast as lay_out
+from minedit.stack.model import Model
+from minedit.stack.text import TextEncoder
+from minedit.stack.tokens import Tokenizer
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CONFIG_KEY = "minedit.config"  # in the metadata of a safetensors file: Config.to_json
+# The UNet's tensors whose second size tells models apart: input channels, and the width of the text's embeddings.
+TELLING = ("input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file of weights holds, before any of it is read."""
+
+    layout: str  # in words
+    config: Config
+    modules: dict[str, nn.Module]  # unet, vae, text: without memory
+    tensors: dict[str, Tensors]  # of each module, by the names in its state dict; every one of them
+    extras: list[str]  # tensors that no model is made of
+
+
+def examine(path: Path) -> Found:
+    """Raises MineditError for what is missing, damaged or of another model."""
+    tensors, metadata = read(path)
+    weights = recognise(path, tensors)
+    config = _config(path, weights, metadata)
+    modules = _build(path, config)
+    fitted = _fitted(path, weights, config, modules)
+    named, held = (dict(zip(weights.parts, each, strict=True)) for each in (modules, fitted))
+    return Found(weights.layout, config, named, held, weights.extras)
+
+
+def load(
+    path: str | os.PathLike | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    attention: str = "auto",
+    lora: Sequence[tuple[str | os.PathLike, float]] = (),
+    fast: bool = False,
+) -> Model:
+    """The embedded model, or that of a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
+
+    dtype: float32, float16 or bfloat16. attention: see `attention.backend`. lora: files and scales, merged in this
+    order (`lora.merge`). fast: made for speed (`fast.fast`). Raises MineditError, in one line, for what is missing,
+    damaged, of another model, or cannot be used on this machine.
+
+    On a CPU weights stay in a file of the same dtype, whose pages come into memory at their first use; otherwise the
+    peak is the model in `dtype` and little more. Do not write into that file; replacing or deleting it is safe.
+    """
+    kind, place = _dtype(dtype), torch_device(device)
+    attend = backend(attention, place)
+    found, files = examine(_embedded() if path is None else Path(path).expanduser()), {}
+    for part, module in found.modules.items():
+        state = {name: stored.read(kind, files).to(place) for name, stored in found.tensors[part].items()}
+        module.load_state_dict(state, strict=True, assign=True)
+        module.to(place).eval().requires_grad_(False)
+    unet, vae, text = found.modules.values()
+    model = Model(unet, vae, text, tokenizer(found.config), found.config, attend, attention, place, kind)
+    for file, scale in lora:
+        model = merge(model, file, scale)
+    return lay_out(model) if fast else model
+
+
+def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> None:
+    """Writes an LDM-layout .safetensors with the config in its metadata, in the model's dtype unless another is given.
+
+    The file appears under its name complete or not at all. Raises MineditError where it cannot be written.
+    """
+    kind = model.dtype if dtype is None else _dtype(dtype)
+    prefixes = LAYOUTS[0].prefixes
+    parts = {"unet": model.unet, "vae": model.vae, "text": model.text}
+    tensors = {
+        prefixes[part] + _public(module, name): tensor.detach().to("cpu", kind)
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+    write(tensors, path, {CONFIG_KEY: model.config.to_json(), "format": "pt"})
+
+
+def write(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: dict[str, str] | None = None) -> None:
+    """Tensors as a .safetensors file, which appears complete or not at all. Raises MineditError where it cannot."""
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def save_whole(part: Path) -> None:
+        part.touch()
+        mode = part.stat().st_mode  # the user's; save_file's own is private
+        try:
+            save_file(found, part, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        part.chmod(mode)
+
+    image.write_whole(Path(path).expanduser(), save_whole)
+
+
+def weights_folder() -> Path:
+    """The embedded weights: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "weights"
+    return installed if installed.is_dir() else package.parent / "weights"
+
+
+def tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer whose ids `config.text` embeds. Raises MineditError where neither of ours is."""
+    size = config.text.vocab_size
+    folder = "tokenizer" if size == SD14.text.vocab_size else "tokenizer-picturebook"
+    found = Tokenizer(weights_folder() / folder, config.text.context_length)
+    if (found.size, found.bos, found.eos) != (size, config.text.bos, config.text.eos):
+        raise MineditError(
+            f"{config.name} embeds {size} tokens, {folder} has {found.size}: checkpoint and minedit differ in version"
+        )
+    return found
+
+
+def _embedded() -> Path:
+    path = weights_folder() / "picturebook.safetensors"
+    if not path.is_file():
+        raise MineditError(f"the embedded checkpoint {path} is not there; reinstall minedit or name another checkpoint")
+    return path
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise MineditError(f"dtype {name!r} is unknown; expected {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def torch_device(name: str) -> torch.device:
+    try:
+        torch.zeros(1, device=name).cpu()
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without CUDA
+        reason = str(error).splitlines()[0][:80]
+        raise MineditError(f'device {name!r} cannot be used here ({reason}); expected "cpu" or one present') from error
+
+
+def _config(path: Path, weights: Weights, metadata: dict[str, str]) -> Config:
+    """The file's own config, if it has one; else Stable Diffusion v1's or InstructPix2Pix's, by the first layer."""
+    if CONFIG_KEY in metadata:
+        try:
+            config = Config.from_json(metadata[CONFIG_KEY])
+        except MineditError as error:
+            raise MineditError(f"{path}: {error}") from error
+        layers = sum(part.blocks * len(part.channels) for part in (config.unet, config.vae)) + config.text.layers
+        count = sum(map(len, weights.parts.values()))
+        if 8 * layers > count:  # else a few bytes could ask for a model that takes hours to build
+            raise MineditError(f"{path}: its config has {layers} layers, too many for {count} tensors")
+        return config
+    unet = weights.parts["unet"]
+    inputs, width = (unet[name].shape[1] if name in unet and len(unet[name].shape) > 1 else None for name in TELLING)
+    if width in (1024, 2048):
+        what = "Stable Diffusion 2" if width == 1024 else "Stable Diffusion XL"
+        raise MineditError(f"{path} looks like {what}: its UNet reads text of width {width}, expected 768 (SD v1)")
+    known = {None: SD14, **{config.unet.in_channels: config for config in (SD14, IP2P)}}
+    if inputs not in known:
+        what = "an inpainting model" if inputs == 9 else "another model"
+        raise MineditError(
+            f"{path} is {what}: its UNet takes {inputs} channels, expected 4 (SD v1) or 8 (InstructPix2Pix)"
+        )
+    return known[inputs]
+
+
+def _build(path: Path, config: Config) -> tuple[UNet, VAE, TextEncoder]:
+    """The modules on the meta device: names and shapes, no memory."""
+    try:
+        with torch.device("meta"):
+            return UNet(config.unet), VAE(config.vae), TextEncoder(config.text)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        reason = shown(str(error).split("\n")[0])
+        raise MineditError(f"{path}: the config in it describes no model ({reason}); download it again") from error
+
+
+def _fitted(path: Path, weights: Weights, config: Config, modules: tuple[nn.Module, ...]) -> list[Tensors]:
+    """The file's tensors by the names of each module's state dict. Raises MineditError unless they are its very own."""
+    missing, besides, unlike, fitted = [], [], [], []
+    for (part, found), module in zip(weights.parts.items(), modules, strict=True):
+        wanted = {_public(module, name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
+        missing += [f"{part}.{name}" for name in wanted if name not in found]
+        besides += [f"{part}.{name}" for name in found if name not in wanted]
+        for name in wanted.keys() & found.keys():
+            shape, kind, expected = list(found[name].shape), found[name].dtype, list(wanted[name][1])
+            if shape != expected or not kind.is_floating_point:
+                unlike.append(f"{part}.{name} {shape} {str(kind).removeprefix('torch.')} for {expected}")
+        fitted.append({wanted[name][0]: found[name] for name in wanted if name in found})
+    faults = [
+        f"{fault} {first(sorted(names))}"
+        for fault, names in (("lacks", missing), ("has besides", besides), ("differs in the shape of", unlike))
+        if names
+    ]
+    if faults:
+        raise MineditError(f"{path} looks like {weights.layout} but is not {config.name}: it {'; '.join(faults)}")
+    return fitted
+
+
+def _public(module: nn.Module, name: str) -> str:
+    """A name as files have it: transformers 5 dropped CLIP's "text_model.", which every published file keeps."""
+    if not isinstance(module, TextEncoder):
+        return name
+    return "text_model." + name.removeprefix("clip.").removeprefix("text_model.")

@@ -1,0 +1,104 @@
+"""A plan: what an editing method does to attention at every step, as data.
+
+Prompt-to-Prompt and AdapEdit are one schedule with other numbers. Each token of the target prompt reads its source
+column for its first `pinned` steps; afterwards it is `gated` (blended with the source through the gate of its site) or
+plain. Self-attention reads the source's queries and keys for the first `self_steps` steps. In: what a method decided.
+Out: `rules(step)`, the Rule of each attention layer.
+
+Rows of the UNet's batch while a pair is edited: 0, 1 unconditional source, target; 2, 3 conditional source, target.
+Only row 3 is ever edited.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minedit.attention.rules import Edit, Gate, Rule, Site
+from minedit.config import Config
+from minedit.stack.tokens import Prompt
+
+SOURCE, TARGET = 2, 3
+SELF_RULE = Rule(q_rows=(0, 1, SOURCE, SOURCE), k_rows=(0, 1, SOURCE, SOURCE), v_rows=None, edits=())
+
+
+@dataclass(frozen=True)
+class WordPlan:
+    """One word of the target prompt."""
+
+    text: str
+    kind: str  # "kept", "replaced" or "inserted"
+    tau: float  # fraction of the steps, 0 ... 1, for which the word reads the source's attention
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The edit of one prompt pair over one run; Plan() changes nothing. T is the model's context length."""
+
+    cross_sites: tuple[str, ...] = ()  # layers that follow the token schedule
+    self_sites: tuple[str, ...] = ()  # layers whose self-attention is injected
+    columns: Tensor | None = None  # R [T, T] float32, source column -> target column
+    pinned: tuple[int, ...] = ()  # [T] steps for which token j reads its source column
+    gated: tuple[bool, ...] = ()  # [T] whether token j is blended afterwards
+    gates: Mapping[str, Gate] = field(default_factory=dict)  # by site; empty: gated tokens are plain
+    weights: tuple[float, ...] = ()  # [T] factors of the columns; empty: none
+    weight_steps: int = 0  # steps for which the factors hold
+    self_steps: int = 0
+    words: tuple[WordPlan, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def rules(self, step: int) -> dict[str, Rule]:
+        """The rules of step 0, 1 ... by site name; a site without one is left alone."""
+        rules = {name: SELF_RULE for name in self.self_sites} if step < self.self_steps else {}
+        pin = torch.tensor([float(step < end) for end in self.pinned])
+        blend = torch.tensor([float(step >= end and gate) for end, gate in zip(self.pinned, self.gated, strict=True)])
+        if not self.gates:
+            blend = torch.zeros_like(blend)
+        own = 1 - pin - blend
+        weighted = bool(self.weights) and step < self.weight_steps
+        if weighted:
+            factor = torch.tensor(self.weights)
+            pin, blend, own = factor * pin, factor * blend, factor * own
+        if not (weighted or pin.any() or blend.any()):
+            return rules
+        plain = Edit(TARGET, SOURCE, self.columns, *(v.to(self.columns.device) for v in (pin, blend, own)), gate=None)
+        for name in self.cross_sites:
+            gate = self.gates.get(name) if blend.any() else None  # nothing to gate: two attention calls fewer
+            edit = (
+                plain if gate is None else Edit(TARGET, SOURCE, self.columns, plain.pin, plain.blend, plain.own, gate)
+            )
+            rules[name] = Rule(q_rows=None, k_rows=None, v_rows=None, edits=(edit,))
+        return rules
+
+
+def map_side(site: Site, config: Config) -> int:
+    """Side of a layer's attention map at the size the model was trained for, in pixels of that map."""
+    return config.latent_size // site.stride
+
+
+def cross_sites(sites: Sequence[Site]) -> tuple[str, ...]:
+    return tuple(site.name for site in sites if site.kind == "cross")
+
+
+def injected_sites(sites: Sequence[Site], config: Config) -> tuple[str, ...]:
+    """The self-attention layers whose map is at most `config.self_size` a side: coarse layout, not texture.
+
+    Sides are those at the trained size: a wider picture has wider maps, of the same layers.
+    """
+    return tuple(site.name for site in sites if site.kind == "self" and map_side(site, config) <= config.self_size)
+
+
+def per_token(prompt: Prompt, values: Sequence, rest) -> tuple:
+    """One value per token [T] from one per word; `rest` for begin, end and padding."""
+    out = [rest] * len(prompt.ids)
+    for word, value in zip(prompt.words, values, strict=True):
+        for token in word.tokens:
+            out[token] = value
+    return tuple(out)
+
+
+def first_steps(fraction: float, steps: int) -> int:
+    """How many of the steps s = 0, 1 ... satisfy s < fraction * steps."""
+    return min(max(math.ceil(round(fraction * steps, 6)), 0), steps)

@@ -1,0 +1,16 @@
+"""How the embedded model was trained, stage by stage.
+
+Read in this order:
+```
+workers.py      several processes
+muon.py         an optimiser
+fit.py          one training run that resumes where it was stopped
+vocabulary.py   CLIP's tokenizer, trimmed
+grounding.py    attention that leaves what its word names costs
+train_vae.py    the autoencoder
+train_text.py   CLIP
+train_unet.py   the UNet
+train_judge.py  the judge
+train.py        all stages, and the checkpoint they make
+```
+"""

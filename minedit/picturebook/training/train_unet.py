@@ -1,0 +1,156 @@
+"""Stage 3: the UNet, predicting ε on cached latents (Ho et al., 2020), and the text encoder, taken from CLIP's.
+
+The encoder goes on learning: the contrastive loss told subjects, places and colours apart and left the states of
+"sitting" and "standing" nearly equal, and the UNet then drew the same picture for both.
+
+10 % of the captions are dropped for classifier-free guidance (Ho & Salimans, 2022). Squared errors are weighted by
+1/sqrt(SNR) (Yu et al., arXiv:2310.08442): ε alone leaves the noisiest steps, which decide what is where, next to no
+gradient. Where the noise leaves the subject visible its pixels count more: it is a fifth of a picture and most of its
+difficulty. What generated pictures showed wrong most often (`weight`) is drawn twice as often.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minedit.attention.rules import Attn, Rule
+from minedit.config import UNetConfig
+from minedit.files.checkpoint import write
+from minedit.picturebook.training.fit import Training, fit
+from minedit.picturebook.training.grounding import Grounding
+from minedit.picturebook.training.train_text import Ids
+from minedit.picturebook.world.captions import caption
+from minedit.picturebook.world.dataset import Drawings
+from minedit.picturebook.world.factors import Factors
+from minedit.sampling.ddim import alphas_cumprod
+from minedit.stack.text import TextEncoder
+from minedit.stack.tokens import Tokenizer
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
+
+DROPPED = 0.10  # captions replaced by the empty prompt
+BLIND = 0.75  # of the rest: end-of-text and padding states replaced by the empty prompt's, see `conditions`
+DEBIAS = 12.0  # most that a squared error is weighted by
+SUBJECT = 3.0  # weight of a subject's pixels above the 1 of all, at the lowest noise
+PEAK = 5e-4  # learning rate
+GROUNDING = 0.1  # weight of the words' maps, see grounding.py
+
+Latents = tuple[Tensor, Tensor]  # means, standard deviations: [N,4,h,w] float16, times the latent scale
+Conditions = Callable[[list[str], random.Random], Tensor]  # captions, chances -> [B,T,width]
+
+
+@torch.no_grad()
+def cached_latents(vae: VAE, drawings: Drawings, file: Path, scale: float, batch: int = 32) -> Latents:
+    """The scaled latents of all drawings, from `file` or encoded now, where the autoencoder is, and kept there."""
+    if not file.exists():
+        device = next(vae.parameters()).device
+        means, stds = [], []
+        for i in tqdm(range(0, len(drawings), batch), desc="encoding", mininterval=5):
+            x = drawings.tensor(list(range(i, min(i + batch, len(drawings)))))
+            mean, logvar = vae.encode(x.to(device, memory_format=torch.channels_last)).chunk(2, dim=1)
+            means.append((mean * scale).half().cpu())
+            stds.append((logvar.clamp(-30, 20) / 2).exp().mul(scale).half().cpu())
+        write({"means": torch.cat(means), "stds": torch.cat(stds)}, file)
+    kept = load_file(file)
+    return kept["means"], kept["stds"]
+
+
+def matmul_attention(
+    q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Plain attention by two matrix products: on CPU its backward pass beats the fused kernel's at 256 pixels."""
+    probabilities = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1)
+    out = probabilities.to(v.dtype) @ v
+    return (out, probabilities.float().mean(dim=1)) if columns else out
+
+
+def hidden(name: str) -> bool:
+    """Whether the parameter lies between the embeddings or the first convolution and the last: what Muon is for."""
+    return "embedding" not in name and name not in ("unet.input_blocks.0.0.weight", "unet.out.2.weight")
+
+
+def weight(f: Factors) -> float:
+    """How often a scene is picked, beside others: cats and dogs differ in ears and snout, waving is one small hand."""
+    return 2.0 if f.subject in ("cat", "dog") or f.pose == "waving" or f.held else 1.0
+
+
+def conditions(text: TextEncoder, tokenizer: Tokenizer, device: str) -> Conditions:
+    """How the UNet reads captions: their text states [B,T,width], most of them blinded.
+
+    The causal tower's end-of-text state knows the whole sentence, and the UNet could read everything there. Where that
+    state and the padding are often those of the empty prompt, it must read the words where they are. Alone this did
+    not make maps local (40 % of the subject words peaked in the subject); it keeps the words' values in use.
+    """
+    ids, text = Ids(tokenizer), text.to(device)
+
+    def states(captions: list[str], rng: random.Random) -> Tensor:
+        rows, lengths = ids(captions)
+        empty, full = text(ids([""])[0].to(device)), text(rows.to(device))
+        blind = torch.tensor([rng.random() < BLIND for _ in captions])
+        ends = torch.arange(rows.shape[1]) >= (lengths - 1)[:, None]  # [B, T]
+        return torch.where((ends & blind[:, None])[..., None].to(device), empty, full)
+
+    return states
+
+
+def train_unet(
+    cfg: UNetConfig,
+    text: TextEncoder,
+    tokenizer: Tokenizer,
+    drawn: Drawings,
+    latents: Latents,
+    run: Training,
+    batch: int = 32,
+    unet: UNet | None = None,
+) -> UNet:
+    """Train a UNet, which is returned, and `text` on the `latents` of the pictures `drawn`, row by row.
+
+    `unet` is one to go on with; `batch` is each worker's.
+    """
+    torch.manual_seed(run.seed)
+    unet = (UNet(cfg) if unet is None else unet.train().requires_grad_(True)).to(
+        run.device, memory_format=torch.channels_last
+    )
+    means, stds = latents
+    read, ground = conditions(text, tokenizer, run.device), Grounding(tokenizer)
+    both = nn.ModuleDict({"unet": unet, "text": text.train().requires_grad_(True)})
+    watch = {site.name: True for site in unet.sites if site.kind == "cross" and site.stride == 1}
+    alphas, factors = alphas_cumprod().float(), drawn.factors
+    chances = list(accumulate(map(weight, factors)))
+    forward = torch.compile(unet) if run.compile else unet
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng, noise = run.chances("unet", step), run.noise(step)
+        picked = rng.choices(range(len(factors)), cum_weights=chances, k=batch)
+        captions = ["" if rng.random() < DROPPED else caption(factors[i], rng).text for i in picked]
+        mean = means[picked].float()
+        z = mean + stds[picked].float() * torch.randn(mean.shape, generator=noise)
+        eps = torch.randn(z.shape, generator=noise)
+        spread = torch.arange(batch) + torch.rand(batch, generator=noise)  # one t in each of `batch` equal ranges
+        t = (spread * (1000 / batch)).long().clamp(max=999)
+        a = alphas[t][:, None, None, None]
+        x = (a.sqrt() * z + (1 - a).sqrt() * eps).to(run.device, memory_format=torch.channels_last)
+        context, attn = read(captions, rng), Attn(attend=matmul_attention, watch=watch)
+        with run.bfloat16():
+            predicted = forward(x, t.to(run.device), context, attn)
+        square = (predicted.float() - eps.to(run.device)).square().mean(1)  # [B, h, w]
+        snr = (a / (1 - a))[:, 0].to(run.device)  # [B, 1, 1]
+        masks = torch.from_numpy(drawn.masks[picked] / np.float32(255)).to(run.device)  # [B, h, w]
+        near = F.max_pool2d(masks[:, None], 3, stride=1, padding=1)[:, 0]
+        weighted = (square * snr.rsqrt().clamp(max=DEBIAS) * (1 + SUBJECT * near * snr / (snr + 0.5))).mean()
+        columns = torch.stack([seen.columns for seen in attn.seen.values()]).mean(0)
+        astray = ground(captions, masks.flatten(1), columns)
+        return {"loss": weighted + GROUNDING * astray, "mse": square.mean(), "astray": astray}
+
+    fit("unet", both, loss, run, peak=PEAK, ema=0.999, weight_decay=0.05, muon=hidden)
+    return unet

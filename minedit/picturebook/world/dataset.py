@@ -1,0 +1,83 @@
+"""The drawn training set: images on disk, drawn once; captions anew at every look."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minedit.image import to_tensor
+from minedit.picturebook.world.draw import stream
+from minedit.picturebook.world.factors import Factors, held_out, random_factors
+from minedit.picturebook.world.scene import scene
+
+DRAWING = ("animals", "draw", "factors", "looks", "people", "places", "scene", "still")  # what a picture depends on
+CELL = 8  # pixels a side of a mask's cell, as of a latent pixel
+
+
+def factors_of(seed: int, index: int, unseen: bool = False) -> Factors:
+    """The factors of scene `index`, of the training compositions or of the held-out ones."""
+    return _composition(stream(seed, f"{'unseen' if unseen else 'seen'}:{index}"), unseen)
+
+
+def drawings(rng: random.Random, count: int, size: int, unseen: bool = False) -> Tensor:
+    """`count` scenes drawn now, of the training compositions or of the held-out ones: [count,3,size,size] in [-1,1]."""
+    images = [to_tensor(scene(_composition(rng, unseen), rng.getrandbits(48), size).image) for _ in range(count)]
+    return torch.cat(images)
+
+
+def _composition(rng: random.Random, unseen: bool) -> Factors:
+    while True:
+        factors = random_factors(rng)
+        if held_out(factors) == unseen:
+            return factors
+
+
+def style() -> str:
+    """A short name of the way scenes are drawn: another once a line of the modules that draw is another."""
+    sources = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in DRAWING)
+    return hashlib.sha256(sources).hexdigest()[:8]
+
+
+class Drawings:
+    """`count` scenes of `size` × `size` pixels, uint8 on disk in `folder`; held-out compositions if `unseen`.
+
+    They are drawn at the first use, which takes about 5 ms a scene, and read from the file after that. Once the way
+    scenes are drawn changes, so does `name`, and they are drawn anew.
+    """
+
+    def __init__(self, folder: Path, count: int, size: int, seed: int, unseen: bool = False) -> None:
+        self.factors = [factors_of(seed, i, unseen) for i in range(count)]
+        self.seeds = [seed * 1_000_000_007 + i + (500_000_000 if unseen else 0) for i in range(count)]
+        self.name, cells = f"{'unseen' if unseen else 'seen'}-{count}-{size}-{seed}-{style()}", size // CELL
+        pictures, masks = (folder / f"{kind}-{self.name}.npy" for kind in ("drawings", "masks"))
+        shapes = {pictures: (count, size, size, 3), masks: (count, cells, cells)}
+        if not all(file.exists() for file in shapes):
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = [file.with_suffix(".tmp") for file in shapes]
+            images, masks = (
+                np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+                for part, shape in zip(partial, shapes.values(), strict=True)
+            )
+            for i in tqdm(range(count), desc=f"drawing {count} scenes", mininterval=5):
+                drawn = scene(self.factors[i], self.seeds[i], size)
+                images[i], masks[i] = np.asarray(drawn.image), np.asarray(drawn.mask.reduce(CELL))
+            images.flush()
+            masks.flush()
+            for part, file in zip(partial, shapes, strict=True):
+                os.replace(part, file)
+        self.images, self.masks = (np.load(file, mmap_mode="r") for file in shapes)  # masks: 0…255, share of subject
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def tensor(self, indices: list[int]) -> Tensor:
+        """[len(indices),3,size,size] float32 in [-1,1]."""
+        stacked = torch.from_numpy(self.images[np.asarray(indices)].copy())
+        return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,9 @@
+"""Noise → latents → pictures: one generator of steps.
+
+Read in this order:
+```
+ddim.py      the noise schedule, a sampling step and its inverse
+guidance.py  noise predictions with and without the prompt → one
+loop.py      the sampling loop
+```
+"""

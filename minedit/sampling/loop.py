@@ -1,0 +1,195 @@
+"""The sampling loop: a generator that yields every step, so that progress, previews and early stop are the caller's.
+
+In: a model, starting latents, text rows. Out: Step after Step; the last one's `latents` is the result.
+Rows of the UNet's batch: B unconditional, then B conditional. `rules` says what attention does at each step and
+`observe` which layers to look at; both are functions of the step, 0 for pure noise.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from minedit.attention.rules import Attn, Rule, Seen
+from minedit.config import MineditError, check_number
+from minedit.image import to_pil
+from minedit.sampling import ddim
+from minedit.sampling.guidance import two_way
+from minedit.stack.model import Model
+
+
+@dataclass(frozen=True)
+class Step:
+    """The state after one step. B images of latent size h, w."""
+
+    index: int  # 0, 1 ... steps - 1
+    timestep: int  # the time the UNet was given, 981 ... 1 for 50 steps
+    latents: Tensor  # [B, 4, h, w] float32, after the step
+    eps: Tensor  # [B, 4, h, w] float32, guided noise prediction
+    x0: Tensor  # [B, 4, h, w] float32, the clean latents it implies
+    seen: Mapping[str, Seen]  # observed layers by name; rows as in the UNet's batch
+
+
+def embed(model: Model, prompts: Sequence[str]) -> Tensor:
+    """Text rows [B, T, width] of prompts. Encoded one by one, so that a row does not depend on its neighbours."""
+    ids = (torch.tensor([model.tokenizer.encode(prompt).ids], device=model.device) for prompt in prompts)
+    return torch.cat([model.text(row) for row in ids])
+
+
+def context(model: Model, prompts: Sequence[str]) -> Tensor:
+    """[2B, T, width]: the empty prompt B times, then the prompts. Raises MineditError where the encoder overflows."""
+    empty = embed(model, [""])
+    rows = torch.cat([empty.expand(len(prompts), -1, -1), embed(model, prompts)])
+    if not rows.isfinite().all():
+        raise _overflow("the text encoder", model.dtype)
+    return rows
+
+
+def start(model: Model, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
+    """Starting noise [B, 4, h, w] of the seeds, on the model's device; height, width: pixels, None as trained."""
+    h, w = ((side or model.config.image_size) // model.config.vae.factor for side in (height, width))
+    return torch.cat([ddim.noise(seed, h, w) for seed in seeds]).to(model.device)
+
+
+@torch.inference_mode()
+def pictures(model: Model, latents: Tensor) -> tuple[list[Image], tuple[str, ...]]:
+    """Latents [B, 4, h, w] as the VAE decodes them -> pictures, and what a reader should know of how they were made.
+
+    A decoder that overflows in half precision decodes once more in float32, which is noted. Raises MineditError where
+    that does not help.
+    """
+    images, notes = model.vae.decode(latents.to(model.device, model.dtype)), ()
+    if model.dtype != torch.float32 and not images.isfinite().all():
+        images = copy.deepcopy(model.vae).float().decode(latents.to(model.device))
+        notes = (f"the decoder overflowed in {_name(model.dtype)}: the pictures were decoded again in float32",)
+    if not images.isfinite().all():
+        raise _overflow("the decoder", model.dtype)
+    return to_pil(images), notes
+
+
+def _overflow(stage: str, dtype: torch.dtype) -> MineditError:
+    """What to raise where a stage of a run gave NaN or infinity."""
+    wider = {torch.float16: "bfloat16 or float32", torch.bfloat16: "float32"}.get(dtype)
+    remedy = f"try --dtype {wider}" if wider else "its weights are damaged, or a setting is far out of range"
+    return MineditError(f"NaN or infinity from {stage} in {_name(dtype)}, expected finite numbers; {remedy}")
+
+
+def _waits(x: Tensor) -> bool:
+    """Whether reading a number of x waits for work that is queued."""
+    return x.device.type != "cpu"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def sample(
+    model: Model,
+    latents: Tensor,
+    context: Tensor,
+    steps: int = 50,
+    guidance: float = 7.5,
+    rules: Callable[[int], Mapping[str, Rule]] | None = None,
+    observe: Callable[[int], Mapping[str, bool]] | None = None,
+    eta: float = 0.0,
+    seeds: Sequence[int] = (),
+) -> Iterator[Step]:
+    """Denoise.
+
+    NaN or infinity anywhere in the UNet stays in the latents, so each step leaves a flag about them on the device and
+    all are read with the last, before it is yielded: reading one makes a GPU wait. On the CPU each is read at once.
+
+    Args:
+        latents: [B, 4, h, w], noise of unit variance (`start`).
+        context: [2B, T, width], unconditional rows first (`context`).
+        steps: 1 ... 1000 (`ddim.timesteps`).
+        guidance: scale of `guidance.two_way`.
+        rules: attention rules of a step by site name; None edits nothing.
+        observe: the layers that report into Step.seen at a step, and whether with columns; None observes nothing.
+        eta: 0 deterministic ... 1 ancestral.
+        seeds: one per row, needed when eta > 0: rows of one seed share every draw, whatever the batch.
+
+    Raises:
+        MineditError: the latents became NaN or infinite; it names the first step where they did.
+    """
+    if context.shape[0] != 2 * latents.shape[0]:
+        raise ValueError(f"context has {context.shape[0]} rows for {latents.shape[0]} latents, expected twice as many")
+    if eta > 0 and len(seeds) != len(latents):
+        raise ValueError(f"eta is {eta}: expected one seed for each of {len(latents)} rows, found {len(seeds)}")
+    draw = _step_noise(seeds, latents) if eta > 0 else lambda: None
+    latents, context, finite = latents.float(), context.to(model.dtype), []
+    for index, (t, t_prev) in enumerate(ddim.schedule(steps)):
+        watch = observe(index) if observe else {}
+        attn = Attn(attend=model.attend, rules=rules(index) if rules else {}, watch=watch, seen={})
+        batch = torch.cat([latents, latents]).to(model.dtype)  # [2B, 4, h, w]
+        times = torch.full((len(batch),), t, device=latents.device)
+        eps = two_way(*model.unet(batch, times, context, attn).float().chunk(2), guidance)
+        latents, x0 = ddim.step(latents, eps, t, t_prev, eta, draw())
+        finite.append(latents.isfinite().all())
+        if index + 1 == steps or not _waits(latents):
+            flags = torch.stack(finite).tolist()
+            if not all(flags):
+                raise _overflow(f"the UNet at step {flags.index(False) + 1} of {steps}", model.dtype)
+        yield Step(index, t, latents, eps, x0, attn.seen)
+
+
+def _step_noise(seeds: Sequence[int], latents: Tensor) -> Callable[[], Tensor]:
+    """Draws of noise like `latents`; each seed's generator continues after its starting noise."""
+    shape = (1, *latents.shape[1:])
+    generators = {seed: torch.Generator("cpu").manual_seed(seed) for seed in seeds}
+    for generator in generators.values():
+        torch.randn(shape, generator=generator)  # the starting noise
+
+    def draw() -> Tensor:
+        drawn = {seed: torch.randn(shape, generator=generator) for seed, generator in generators.items()}
+        return torch.cat([drawn[seed] for seed in seeds]).to(latents.device)
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Run:
+    """The numbers of a sampling run. Raises MineditError where one is out of range."""
+
+    steps: int = 50  # 1 ... 1000
+    guidance: float = 7.5  # 0 or more
+    eta: float = 0.0  # 0 ... 1
+    height: int | None = None  # of the picture, pixels; None: as trained
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        ddim.timesteps(self.steps)
+        check_number("guidance", self.guidance)
+        check_number("eta", self.eta, 1)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        sd: Model,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        tick: Callable[[], None],
+        rules: Callable[[int], Mapping[str, Rule]] | None = None,
+        observe: Callable[[int], Mapping[str, bool]] | None = None,
+    ) -> Iterator[Step]:
+        """Sample the prompts from the noise of their seeds, without gradients, and call `tick` after each step.
+
+        rules, observe: as in `sample`. Raises MineditError where height or width cannot be halved as often as the model
+        does, and for a model that wants more than noise and text.
+        """
+        if (channels := sd.config.unet.in_channels) != sd.config.vae.z_channels:
+            fault = f"{sd.config.name} reads {channels} channels, a photo's among them"
+            raise MineditError(
+                f"{fault}; expected a model that reads {sd.config.vae.z_channels}, as Stable Diffusion v1"
+            )
+        multiple = sd.config.vae.factor * 2 ** (len(sd.config.unet.channels) - 1)
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side is not None and (type(side) is not int or side < 1 or side % multiple):
+                raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
+        latents, rows = start(sd, seeds, self.height, self.width), context(sd, prompts)
+        for step in sample(sd, latents, rows, self.steps, self.guidance, rules, observe, self.eta, seeds):
+            tick()
+            yield step

@@ -1,0 +1,9 @@
+"""The same model, faster. In: a Model. Out: that Model, with other layers.
+
+Read in this order:
+```
+winograd.py  3×3 convolutions with fewer products, for a CPU
+graphs.py    a step of the UNet recorded on a CUDA GPU and replayed
+fast.py      which of them a device wants
+```
+"""

@@ -1,0 +1,149 @@
+"""CUDA graphs: a step of the UNet is recorded once and replayed as one launch, with its rules updated in place.
+
+A step of SD-v1.4 is a thousand small kernels; at one or two pictures the CPU that launches them is the slower of the
+two. A graph keeps the launches and the addresses they read, so whatever changes from step to step, latents, times, text
+and the tensors of the rules, is copied to where the recorded kernels look for it. What cannot change inside a graph,
+shapes, rows, which layers have a rule, tells recordings apart: `Recorded` has one for each that it met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from minedit.attention.rules import Attn, Edit, Gate, Rule, Seen
+from minedit.config import MineditError
+
+LIMIT = 16  # recordings kept; an edit makes four to eight
+WARM_UP = 2  # runs before recording: kernels are compiled and chosen in them
+
+Result = tuple[Tensor, dict[str, Seen]]  # predicted noise, what watched layers saw
+Forward = Callable[[Tensor, Tensor, Tensor, Attn], Tensor]  # UNet.forward
+Record = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
+
+
+def cuda_graph(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+    """Record what `run` launches on the current device. Returns a function that launches it again, and its result.
+
+    All recordings share their memory: one is replayed at a time, and its result read before the next.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=_pool(), stream=side):  # torch's own stream is one device's, whichever came first
+        result = run()
+    return graph.replay, result
+
+
+@cache
+def _pool() -> tuple[int, int]:
+    return torch.cuda.graph_pool_handle()
+
+
+@dataclass
+class _Recording:
+    inputs: list[Tensor]  # which the recorded kernels read
+    given: list[Tensor]  # what was last copied there
+    replay: Callable[[], None]
+    result: Result
+
+
+class Recorded:
+    """`UNet.forward` that records each kind of step at its first call and replays it at the others.
+
+    Rules' tensors must not be written to after they were given: they are told apart by identity. Raises MineditError
+    where a step cannot be recorded, as with an attention function that waits for the GPU.
+    """
+
+    def __init__(self, forward: Forward, record: Record = cuda_graph) -> None:
+        self.forward, self.record = forward, record
+        self.recordings: dict[Hashable, _Recording] = {}
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None) -> Tensor:
+        attn = attn or Attn()
+        kind, tensors = taken_apart(attn.rules)
+        given = [x, t, context, *tensors]
+        asked, shapes = tuple(attn.watch.items()), tuple((g.shape, g.dtype) for g in given)
+        key = (attn.attend, asked, kind, shapes, x.device, x.stride())
+        found = self.recordings.get(key)
+        if found is None:
+            if len(self.recordings) >= LIMIT:
+                self.recordings.clear()
+            found = self.recordings[key] = self._recorded(given, attn)
+        for i, (kept, new) in enumerate(zip(found.inputs, given, strict=True)):
+            if i < 3 or found.given[i] is not new:  # a rule's tensor given again is not copied again
+                kept.copy_(new)
+                found.given[i] = new
+        found.replay()
+        eps, seen = found.result  # the next replay overwrites them
+        for name, at in seen.items():
+            attn.seen[name] = Seen(at.hidden.clone(), at.columns if at.columns is None else at.columns.clone())
+        return eps.clone()
+
+    def _recorded(self, given: list[Tensor], attn: Attn) -> _Recording:
+        device = given[0].device
+        with torch.inference_mode(False):  # what is made in inference mode could not be written to outside of it
+            inputs = [torch.empty_like(g, device=device).copy_(g) for g in given]
+        x, t, context, *tensors = inputs
+        rules = put_together(attn.rules, tensors)
+
+        def run() -> Result:
+            inner = Attn(attn.attend, rules, attn.watch, {})
+            return self.forward(x, t, context, inner), inner.seen
+
+        try:
+            with torch.cuda.device_of(x):
+                return _Recording(inputs, list(given), *self.record(run))
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[0]
+            raise MineditError(f"a CUDA graph of this step cannot be recorded ({first}); leave out --fast") from error
+
+
+def taken_apart(rules: Mapping[str, Rule]) -> tuple[Hashable, list[Tensor]]:
+    """(all of the rules that is no tensor, their tensors), in the order of the sites' names."""
+    kind, tensors = [], []
+    for name in sorted(rules):
+        rule = rules[name]
+        kind.append((name, rule.q_rows, rule.k_rows, rule.v_rows, tuple(_kind(edit) for edit in rule.edits)))
+        tensors += [x for edit in rule.edits for x in _tensors(edit)]
+    return tuple(kind), tensors
+
+
+def put_together(rules: Mapping[str, Rule], tensors: list[Tensor]) -> dict[str, Rule]:
+    """The rules with these tensors, in the order of `taken_apart`, in the places of their own."""
+    rest = iter(tensors)
+    return {
+        name: replace(rules[name], edits=tuple(_with(edit, rest) for edit in rules[name].edits))
+        for name in sorted(rules)
+    }
+
+
+def _kind(edit: Edit) -> Hashable:
+    gate = edit.gate
+    numbers = (gate.scale, gate.slope, gate.centre) if isinstance(gate, Gate) else gate is None
+    return edit.row, edit.source, edit.columns is None, numbers
+
+
+def _tensors(edit: Edit) -> list[Tensor]:
+    gate = edit.gate.key if isinstance(edit.gate, Gate) else edit.gate
+    return [x for x in (edit.columns, edit.pin, edit.blend, edit.own, gate) if x is not None]
+
+
+def _with(edit: Edit, rest: Iterator[Tensor]) -> Edit:
+    columns = None if edit.columns is None else next(rest)
+    pin, blend, own = next(rest), next(rest), next(rest)
+    gate = edit.gate
+    if isinstance(gate, Gate):
+        gate = replace(gate, key=next(rest))
+    elif gate is not None:
+        gate = next(rest)
+    return replace(edit, columns=columns, pin=pin, blend=blend, own=own, gate=gate)

@@ -1,0 +1,12 @@
+"""Stable Diffusion v1.4, with the checkpoint's names. In: prompts, latents, times. Out: noise, pictures.
+
+Read in this order:
+```
+tokens.py  prompt → token ids; word → tokens; the alignment of two prompts
+text.py    token ids → embeddings, through transformers' CLIP
+unet.py    the noise predictor
+vae.py     the autoencoder
+model.py   what a loaded model is
+taesd.py   a tiny autoencoder, for previews
+```
+"""

@@ -1,0 +1,35 @@
+"""What a loaded model is: its modules, its tokenizer, and where and how they compute. files/checkpoint.py makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from minedit.config import Config
+from minedit.stack.text import TextEncoder
+from minedit.stack.tokens import Tokenizer
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: in eval mode, its parameters without gradients."""
+
+    unet: UNet
+    vae: VAE
+    text: TextEncoder
+    tokenizer: Tokenizer
+    config: Config
+    attend: Callable  # what every attention layer of the UNet calls; see attention/
+    attention: str  # the name it was asked for by
+    device: torch.device
+    dtype: torch.dtype
+    lora: tuple[tuple[str, float], ...] = ()  # the files merged into it, each with its scale; see files/lora.py
+
+    @property
+    def fast(self) -> bool:
+        """Whether its modules were made for speed; see speed/fast.py."""
+        return self.unet.fast

@@ -1,0 +1,249 @@
+"""The UNet of Stable Diffusion v1: noisy latent, timestep, text -> predicted noise.
+
+Module names are the names of the original checkpoint after `model.diffusion_model.`, so it loads with strict=True and
+no mapping; nn.Identity stands where the original has dropout. Follows Latent Diffusion (Rombach et al., 2022,
+arXiv:2112.10752), `ldm/modules/diffusionmodules/openaimodel.py` and `ldm/modules/attention.py`.
+torch's GroupNorm and LayerNorm accumulate in float32 whatever the dtype of their input.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minedit.attention.rules import Attn, Seen, Site
+from minedit.attention.sdpa import sdpa
+from minedit.config import MineditError, UNetConfig
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Timesteps [B] -> [B,dim] float32: cosines, then sines, of dim/2 frequencies from 1 down to 1/10000."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angles = t.float()[:, None] * frequencies  # [B, dim/2]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def _zero(layer: nn.Module) -> nn.Module:
+    """Zero weights: at the start of training each residual branch adds nothing."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+class CrossAttention(nn.Module):
+    """x [B,N,C] attends to context [B,T,context_dim], or to itself without one -> [B,N,C]."""
+
+    def __init__(self, site: Site, context_dim: int) -> None:
+        super().__init__()
+        self.site = site
+        c = site.channels
+        self.to_q = nn.Linear(c, c, bias=False)
+        self.to_k = nn.Linear(context_dim, c, bias=False)
+        self.to_v = nn.Linear(context_dim, c, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(c, c), nn.Identity())
+        self.register_buffer("to_qkv", None, persistent=False)  # [3C,C] self-attention's weights in one; speed/fast.py
+
+    def forward(self, x: Tensor, context: Tensor, attn: Attn) -> Tensor:
+        if self.to_qkv is None:
+            projected = self.to_q(x), self.to_k(context), self.to_v(context)
+        else:
+            projected = F.linear(x, self.to_qkv).chunk(3, dim=-1)
+        q, k, v = map(self._heads, projected)
+        rule = attn.rules.get(self.site.name)
+        if rule is not None:
+            rule = rule.resolve(x)
+        attend = attn.attend or sdpa
+        wanted, columns = attn.watch.get(self.site.name), None
+        if wanted:
+            out, columns = attend(q, k, v, rule, columns=True)
+        else:
+            out = attend(q, k, v, rule)
+        if wanted is not None:
+            attn.seen[self.site.name] = Seen(x, columns)
+        return self.to_out(out.transpose(1, 2).reshape(x.shape))  # [B, N, C]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.site.heads, -1)).transpose(1, 2)  # [B, H, N or T, D]
+
+
+class GEGLU(nn.Module):
+    """Linear, half of it gated by GELU of the other half: [B,N,C] -> [B,N,4C]. Shazeer, arXiv:2002.05202."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 8 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """[B,N,C] -> [B,N,C]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(channels), nn.Identity(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward, each on the layer-normed input: [B,N,C] -> [B,N,C]."""
+
+    def __init__(self, name: str, place: str, stride: int, channels: int, cfg: UNetConfig) -> None:
+        super().__init__()
+        own = Site(f"{name}.attn1", "self", place, stride, channels, cfg.heads)
+        text = Site(f"{name}.attn2", "cross", place, stride, channels, cfg.heads)
+        self.attn1 = CrossAttention(own, channels)
+        self.ff = FeedForward(channels)
+        self.attn2 = CrossAttention(text, cfg.context_dim)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.norm3 = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, context: Tensor, attn: Attn) -> Tensor:
+        hidden = self.norm1(x)
+        x = x + self.attn1(hidden, hidden, attn)
+        x = x + self.attn2(self.norm2(x), context, attn)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """[B,C,h,w] -> [B,C,h,w] through one transformer block over its h·w pixels."""
+
+    def __init__(self, name: str, place: str, stride: int, channels: int, cfg: UNetConfig) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(cfg.norm_groups, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        block = BasicTransformerBlock(f"{name}.transformer_blocks.0", place, stride, channels, cfg)
+        self.transformer_blocks = nn.ModuleList([block])
+        self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, context: Tensor, attn: Attn) -> Tensor:
+        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # [B, N, C]
+        for block in self.transformer_blocks:
+            h = block(h, context, attn)
+        h = h.transpose(1, 2).unflatten(2, x.shape[2:])  # [B, C, h, w]
+        return x + self.proj_out(h)
+
+
+class ResBlock(nn.Module):
+    """[B,c_in,h,w] and time embedding [B,emb] -> [B,c_out,h,w]."""
+
+    def __init__(self, c_in: int, c_out: int, emb: int, groups: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.GroupNorm(groups, c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, c_out))
+        last = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.out_layers = nn.Sequential(nn.GroupNorm(groups, c_out), nn.SiLU(), nn.Identity(), last)
+        self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class Downsample(nn.Module):
+    """[B,C,h,w] -> [B,C,h/2,w/2]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """[B,C,h,w] -> [B,C,2h,2w]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Block(nn.Sequential):
+    """Layers in a row, each given what it takes of x, the time embedding, the text and the attention data."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor, attn: Attn) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context, attn)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """`sites` lists its attention layers in the order in which they run."""
+
+    fast = False  # whether speed/fast.py changed its layers
+
+    def __init__(self, cfg: UNetConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        c, groups = cfg.channels[0], cfg.norm_groups
+        emb = 4 * c
+        self.time_embed = nn.Sequential(nn.Linear(c, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.input_blocks = nn.ModuleList([Block(nn.Conv2d(cfg.in_channels, c, 3, padding=1))])
+        skips = [c]  # widths of what the way down hands to the way up
+        for level, width in enumerate(cfg.channels):
+            for _ in range(cfg.blocks):
+                block = Block(ResBlock(c, width, emb, groups))
+                if cfg.attention[level]:
+                    name = f"input_blocks.{len(self.input_blocks)}.1"
+                    block.append(SpatialTransformer(name, "down", 2**level, width, cfg))
+                self.input_blocks.append(block)
+                c = width
+                skips.append(c)
+            if level + 1 < len(cfg.channels):
+                self.input_blocks.append(Block(Downsample(c)))
+                skips.append(c)
+
+        middle = SpatialTransformer("middle_block.1", "mid", 2 ** (len(cfg.channels) - 1), c, cfg)
+        self.middle_block = Block(ResBlock(c, c, emb, groups), middle, ResBlock(c, c, emb, groups))
+
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(cfg.channels))):
+            for i in range(cfg.blocks + 1):
+                block = Block(ResBlock(c + skips.pop(), width, emb, groups))
+                if cfg.attention[level]:
+                    name = f"output_blocks.{len(self.output_blocks)}.1"
+                    block.append(SpatialTransformer(name, "up", 2**level, width, cfg))
+                if level > 0 and i == cfg.blocks:
+                    block.append(Upsample(width))
+                self.output_blocks.append(block)
+                c = width
+        last = _zero(nn.Conv2d(c, cfg.out_channels, 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(groups, c), nn.SiLU(), last)
+        self.sites: tuple[Site, ...] = tuple(m.site for m in self.modules() if isinstance(m, CrossAttention))
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None) -> Tensor:
+        """x [B,4,h,w], timesteps t [B] in 0 … 999, text [B,T,context_dim] -> predicted noise [B,4,h,w].
+
+        Raises MineditError when h or w cannot be halved at each level.
+        """
+        attn = attn or Attn()
+        multiple = 2 ** (len(self.cfg.channels) - 1)
+        if x.shape[2] % multiple or x.shape[3] % multiple:
+            raise MineditError(f"latent is {x.shape[2]}x{x.shape[3]}; expected sides in multiples of {multiple}")
+        emb = self.time_embed(timestep_embedding(t, self.cfg.channels[0]).to(self.time_embed[0].weight.dtype))
+        skips = []
+        for block in self.input_blocks:
+            x = block(x, emb, context, attn)
+            skips.append(x)
+        x = self.middle_block(x, emb, context, attn)
+        for block in self.output_blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), emb, context, attn)
+        return self.out(x)
