@@ -13,7 +13,7 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint kernels parity bench bench-cuda bench-load notebooks gallery clean distclean
+.PHONY: help edit test lint kernels parity bench bench-cuda cuda bench-load notebooks gallery clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ bench: $(VENV)/installed $(VENV)-parity/installed ## time kernels, edits, a full
 
 bench-cuda: $(VENV)/installed ## the same on a CUDA GPU, kernels and pictures; says so where there is none
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+cuda: ## all that only a CUDA GPU can show, with what is installed (PYTHON=...): checks, timings, pictures; to out/cuda/
+	PYTHONPATH=. $(PYTHON) benchmarks/on_cuda.py $(ARGS)
 
 bench-load: $(VENV)-parity/installed ## time and memory of loading full-size files, diffusers beside; makes 15 GB of files for it
 	$(VENV)-parity/bin/python benchmarks/load.py $(ARGS)

@@ -3,9 +3,10 @@
 In: a function with the signature of `attention.eager` and a case of cases.py. Out: a Verdict.
 
 The measure is the largest difference from the float64 answer. It may be twice what `eager` errs by in the same dtype on
-the same device, or FLOOR eps of the largest entry where that is more: `eager` computes in float32 and rounds once, but
-a fused kernel in half precision rounds up to four times, by half an eps each (probabilities, values that took on a
-rule's weights, the result of a call, the sum of several). The largest entry sets the size of what was summed.
+the same device, or, of the largest entry, which sets the size of what was summed, the larger of two floors where that
+is more. FLOOR eps: `eager` computes in float32 and rounds once, but a fused kernel in half precision rounds up to four
+times, by half an eps each (probabilities, values that took on a rule's weights, the result of a call, the sum of
+several). And what float32 does to a softmax: rounding the largest score changes its exponential by half of it in eps.
 """
 
 from __future__ import annotations
@@ -62,18 +63,26 @@ def answers(case: Case) -> tuple[Answer, ...]:
     q, k, v, rule = case.q, case.k, case.v, case.rule
     out, columns = oracle(q, k, v, rule, case.shape.columns)
     heads = [eager(*(x[:, h : h + 1] for x in (q, k, v)), rule, case.shape.columns) for h in range(case.shape.H)]
+    score = _largest_score(q, k)
     if not case.shape.columns:
-        return (_answer("out", out, torch.cat(heads, 1), q.dtype),)
+        return (_answer("out", out, torch.cat(heads, 1), q.dtype, score),)
     outs, seen = zip(*heads, strict=True)
     return (
-        _answer("out", out, torch.cat(outs, 1), q.dtype),
-        _answer("columns", columns, torch.stack(seen).mean(0), torch.float32),
+        _answer("out", out, torch.cat(outs, 1), q.dtype, score),
+        _answer("columns", columns, torch.stack(seen).mean(0), torch.float32, score),
     )
 
 
-def _answer(name: str, values: Tensor, by_eager: Tensor, dtype: torch.dtype) -> Answer:
+def _answer(name: str, values: Tensor, by_eager: Tensor, dtype: torch.dtype, score: float) -> Answer:
     error = distance(by_eager, values)
-    return Answer(name, values, error, max(2 * error, FLOOR * torch.finfo(dtype).eps * values.abs().max().item()))
+    floor = max(FLOOR * torch.finfo(dtype).eps, score / 2 * torch.finfo(torch.float32).eps)
+    return Answer(name, values, error, max(2 * error, floor * values.abs().max().item()))
+
+
+def _largest_score(q: Tensor, k: Tensor) -> float:
+    """Of each row with itself: rules that route rows mix scores of the same size."""
+    pairs = ((q[:, h].float(), k[:, h].float()) for h in range(q.shape[1]))
+    return max((a @ b.mT).abs().max().item() for a, b in pairs) / q.shape[-1] ** 0.5
 
 
 def _tensors(rule: Rule | None) -> list[Tensor]:
