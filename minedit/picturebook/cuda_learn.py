@@ -34,7 +34,8 @@ class Learner:
     ) -> None:
         self.module, self.weight_decay = module, weight_decay
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.device = next(iter(trained.values())).device
+        whole = next(iter(trained.values()))
+        self.device = whole.device
         orthogonal, matrices, vectors = {}, [], []
         for name, p in trained.items():
             rows = p.shape[0]
@@ -56,7 +57,7 @@ class Learner:
         self.shapes = {name: trained[name].shape for name in self.places}
 
         def zeros(count: int = 1) -> Tensor:
-            return torch.zeros(count, device=self.device)
+            return torch.zeros(count, device=self.device, dtype=whole.dtype)
 
         self.master, self.gradient = zeros(end), zeros(end)
         for name, view in self.views(self.master).items():
@@ -168,6 +169,7 @@ def learn(
         kept: called after each save, `save_every` seconds apart.
     """
     began, before = time.monotonic(), 0.0
+    torch.backends.cudnn.benchmark = True  # shapes stay the same here, as they do nowhere else
     if file.exists():
         state = torch.load(file, map_location=learner.device, weights_only=True)
         learner.resume(state["learner"])
@@ -226,6 +228,7 @@ def learn(
             saved = time.monotonic()
         between()
         tick, done = time.monotonic(), 0
+    torch.backends.cudnn.benchmark = False
     print(f"{part}: {taken} steps of {batch}, {learner.skipped.item():.0f} of them not finite", flush=True)
 
 

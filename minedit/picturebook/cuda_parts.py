@@ -22,7 +22,7 @@ def inner(name: str) -> bool:
     return name.startswith(("encoder.", "decoder.")) and ".conv_in." not in name and ".conv_out." not in name
 
 
-def vae_loss(scenes: Scenes, ready: Tensor, dice: Dice, batch: int, dtype: torch.dtype) -> Loss:
+def vae_loss(scenes: Scenes, ready: Tensor, dice: Dice, batch: int, dtype: torch.dtype, largest: float = ROUGH) -> Loss:
     """train_vae's loss on whole pictures, of the first `ready` scenes (a number on the device, which may grow).
 
     The decoder sees latents with noise on them, as a UNet will leave some, and the encoder learns latents that bear it.
@@ -35,7 +35,7 @@ def vae_loss(scenes: Scenes, ready: Tensor, dice: Dice, batch: int, dtype: torch
         weight = train_vae.emphasis(scenes.on["masks"][rows][:, None].float() / 255)
         mean, logvar = vae.encode(x.to(dtype)).float().chunk(2, dim=1)
         logvar, spread = logvar.clamp(-20, 10), mean.std((0, 2, 3), keepdim=True)  # [1, z, 1, 1]
-        rough = ROUGH * dice.uniform(batch, 1, 1, 1) * (dice.uniform(batch, 1, 1, 1) < ROUGHENED)
+        rough = largest * dice.uniform(batch, 1, 1, 1) * (dice.uniform(batch, 1, 1, 1) < ROUGHENED)
         z = mean + (0.5 * logvar).exp() * dice.normal(*mean.shape) + spread * rough * dice.normal(*mean.shape)
         y = vae.decode(z.to(dtype)).float()
         return train_vae.objective(x, y, weight, mean / spread, logvar - 2 * spread.log(), KL_WEIGHT)

@@ -29,7 +29,7 @@ from minedit.image import grid, to_pil, to_tensor
 from minedit.image import save as save_png
 from minedit.picturebook.cuda_data import Scenes, Spelling
 from minedit.picturebook.cuda_learn import Learner, learn
-from minedit.picturebook.cuda_parts import encoded, inner, unet_loss, vae_loss
+from minedit.picturebook.cuda_parts import ROUGH, encoded, inner, unet_loss, vae_loss
 from minedit.picturebook.cuda_record import Dice
 from minedit.picturebook.dataset import drawings
 from minedit.picturebook.draw import stream
@@ -96,20 +96,15 @@ def main(argv: list[str]) -> int:
     if not args.out:
         raise MineditError("say where the model goes: --out DIR")
     sizes, config = TINY if args.tiny else Sizes(), PICTUREBOOK
-    scenes = Scenes(
-        min(args.scenes, sizes.scenes), config.image_size, Spelling(tokenizer(config)), args.seed, args.workers
-    )
+    count, spelling = min(args.scenes, sizes.scenes), Spelling(tokenizer(config))
+    scenes = Scenes(count, config.image_size, spelling, args.seed, args.workers)
     scenes.start()  # processes are forked before CUDA is used
-    try:
-        _train(args, sizes, config, scenes, Log(args.out, began), began)
-    finally:
-        scenes.stopped[0] = 1
+    _train(args, sizes, config, scenes, Log(args.out, began), began)
     return 0
 
 
 def _train(args: argparse.Namespace, sizes: Sizes, config: Config, scenes: Scenes, log: Log, began: float) -> None:
     device, end = torch_device(args.device), began + args.seconds * (1 - LAST_SHARE)
-    torch.backends.cudnn.benchmark = True
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model, dice = _begun(args, config, device), Dice(device, args.seed)
     scenes.to(device)
@@ -182,7 +177,7 @@ def _vae(
         ready = torch.zeros((), device=probe.device)
         ready.fill_(scenes.ready)
         learner = Learner(vae, inner, dtype)
-        loss = vae_loss(scenes, ready, dice, sizes.vae_batch, dtype)
+        loss = vae_loss(scenes, ready, dice, sizes.vae_batch, dtype, args.rough)
         learn(
             "vae", learner, loss, dice, seconds=seconds, batch=sizes.vae_batch, peak=args.vae_peak, log=log,
             file=args.runs / "vae.pt", between=lambda: ready.fill_(scenes.take_in()), every=sizes.every,
@@ -215,9 +210,9 @@ def _finish(model: Model, args: argparse.Namespace, sizes: Sizes, log: Log, prob
     save_png(args.out / "sheet.png", sheet, {"prompts": [said.text for _, said in asked]})
     judge = load_judge(weights_folder() / "picturebook-judge.safetensors")
     table = judged(model, judge, prompts(sizes.judged, 2026), sizes.steps, 7.5, sizes.at_once)
-    print("  ".join(f"{name} {right / total:.1%} of {total}" for name, (right, total) in table.items()), flush=True)
-    maps = word_maps(model, sizes.mapped)
-    print("  ".join(f"{name} {value:.3f}" for name, value in maps.items()), flush=True)
+    read = {name: f"{right / total:.1%} of {total}" for name, (right, total) in table.items()}
+    for told in (read, word_maps(model, sizes.mapped)):
+        print("  ".join(f"{name} {value}" for name, value in told.items()), flush=True)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -236,6 +231,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--scenes", type=count, default=200_000, help="scenes to draw, at most")
     parser.add_argument("--batch", type=count, help="samples of a step of the UNet")
     rate = number(float, 1e-8, 1)
+    parser.add_argument(
+        "--rough", type=number(float, 0, 1), default=ROUGH, help="largest noise on the decoder's latents"
+    )
     parser.add_argument("--vae-peak", type=rate, default=VAE_PEAK, help="highest learning rate of the autoencoder")
     parser.add_argument("--unet-peak", type=rate, default=UNET_PEAK, help="highest learning rate of UNet and text")
     parser.add_argument("--workers", type=count, default=max(1, (os.cpu_count() or 2) - 1), help="processes that draw")
