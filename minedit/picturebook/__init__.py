@@ -5,6 +5,7 @@ Read in this order:
 world/      scenes, and what captions say about them
 training/   how the embedded model was trained
 judge.py    what it can do, measured
+cuda/       trained further in minutes, on a GPU
 gallery.py  the README's picture
 ```
 """

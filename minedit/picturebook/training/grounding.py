@@ -29,6 +29,11 @@ INSIDE = _inside()
 OUTSIDE = frozenset({*PLACES, *SUPPORTS, *TIMES})
 
 
+def side(word: str) -> float:
+    """1 for a word that belongs to the subject, -1 for one of the setting, 0 for all others."""
+    return float(word in INSIDE) - float(word in OUTSIDE)
+
+
 class Grounding:
     """Remembers which tokens of a caption should look at the subject and which elsewhere."""
 
@@ -37,25 +42,29 @@ class Grounding:
         self.known: dict[str, Tensor] = {}
 
     def sides(self, captions: list[str]) -> Tensor:
-        """[B,T]: 1 for a token that belongs to the subject, -1 for one of the setting, 0 for all others."""
+        """[B,T]: the `side` of each token's word."""
         for text in captions:
             if text not in self.known:
                 prompt = self.tokenizer.encode(text)
                 row = torch.zeros(len(prompt.ids))
                 for word in prompt.words:
-                    row[list(word.tokens)] = float(word.text in INSIDE) - float(word.text in OUTSIDE)
+                    row[list(word.tokens)] = side(word.text)
                 self.known[text] = row
         return torch.stack([self.known[text] for text in captions])
 
     def __call__(self, captions: list[str], masks: Tensor, columns: Tensor) -> Tensor:
-        """Mean squared share of its map that a word spends on the wrong side; a scalar, 0 where no word has a side.
+        """`astray` of B captions."""
+        return astray(self.sides(captions).to(columns), masks, columns)
 
-        Args:
-            captions: B captions.
-            masks: [B,N], the share of each map cell that the subject covers, in [0,1].
-            columns: [B,N,T] cross-attention probabilities.
-        """
-        sides = self.sides(captions).to(columns)
-        inside = (columns * masks[..., None]).sum(1) / columns.sum(1)  # [B, T]
-        wrong = torch.where(sides > 0, 1 - inside, inside)
-        return (wrong.square() * sides.abs()).sum() / sides.abs().sum().clamp(min=1)
+
+def astray(sides: Tensor, masks: Tensor, columns: Tensor) -> Tensor:
+    """Mean squared share of its map that a word spends on the wrong side; a scalar, 0 where no word has a side.
+
+    Args:
+        sides: [B,T], of each token, see `side`.
+        masks: [B,N], the share of each map cell that the subject covers, in [0,1].
+        columns: [B,N,T] cross-attention probabilities.
+    """
+    inside = (columns * masks[..., None]).sum(1) / columns.sum(1)  # [B, T]
+    wrong = torch.where(sides > 0, 1 - inside, inside)
+    return (wrong.square() * sides.abs()).sum() / sides.abs().sum().clamp(min=1)

@@ -26,21 +26,32 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     rows = matrix.flatten(1)
     tall = rows.shape[0] > rows.shape[1]
     x = rows.T if tall else rows
-    x = x / (x.norm() + 1e-12)
-    gram = x @ x.T
+    x = _iterated(x / (x.norm() + 1e-12))
+    return (x.T if tall else x).reshape(matrix.shape)
+
+
+def all_orthogonalised(matrices: Tensor) -> Tensor:
+    """`orthogonalised` of each of [n,rows,columns], all of them in the same few products."""
+    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    x = _iterated(x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-12))
+    return x.mT if matrices.shape[1] > matrices.shape[2] else x
+
+
+def _iterated(x: Tensor) -> Tensor:
+    """The quintic `STEPS` times on x [...,rows,columns] with at most as many rows as columns."""
+    gram = x @ x.mT
     product = factor = _factor(gram)
     for _ in range(STEPS - 1):
         gram = factor @ gram @ factor
         factor = _factor(gram)
         product = factor @ product
-    x = product @ x
-    return (x.T if tall else x).reshape(matrix.shape)
+    return product @ x
 
 
 def _factor(gram: Tensor) -> Tensor:
     """What one step of the quintic multiplies x by, for gram = x·xᵀ."""
     a, b, c = QUINTIC
-    return a * torch.eye(len(gram), dtype=gram.dtype, device=gram.device) + b * gram + c * (gram @ gram)
+    return a * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) + b * gram + c * (gram @ gram)
 
 
 class Muon(Optimizer):

@@ -27,7 +27,7 @@ from minedit.attention.rules import Attn, Rule
 from minedit.config import UNetConfig
 from minedit.files.checkpoint import write
 from minedit.picturebook.training.fit import Training, fit
-from minedit.picturebook.training.grounding import Grounding
+from minedit.picturebook.training.grounding import Grounding, astray
 from minedit.picturebook.training.train_text import Ids
 from minedit.picturebook.world.captions import caption
 from minedit.picturebook.world.dataset import Drawings
@@ -97,10 +97,41 @@ def conditions(text: TextEncoder, tokenizer: Tokenizer, device: str) -> Conditio
         rows, lengths = ids(captions)
         empty, full = text(ids([""])[0].to(device)), text(rows.to(device))
         blind = torch.tensor([rng.random() < BLIND for _ in captions])
-        ends = torch.arange(rows.shape[1]) >= (lengths - 1)[:, None]  # [B, T]
-        return torch.where((ends & blind[:, None])[..., None].to(device), empty, full)
+        return blinded(full, empty, (lengths - 1).to(device), blind.to(device))
 
     return states
+
+
+def blinded(full: Tensor, empty: Tensor, ends: Tensor, blind: Tensor) -> Tensor:
+    """Text states full [B,T,width], in `blind` rows [B] from position `ends` [B] on those of empty [1,T,width]."""
+    late = torch.arange(full.shape[1], device=full.device) >= ends[:, None]  # [B, T]
+    return torch.where((late & blind[:, None])[..., None], empty, full)
+
+
+def times(spread: Tensor) -> Tensor:
+    """One t in each of B equal ranges of 0 ... 999, from uniform chances [B] in [0,1): [B]."""
+    batch = len(spread)
+    return ((torch.arange(batch, device=spread.device) + spread) * (1000 / batch)).long().clamp(max=999)
+
+
+def objective(
+    predicted: Tensor, eps: Tensor, a: Tensor, masks: Tensor, sides: Tensor, columns: Tensor
+) -> dict[str, Tensor]:
+    """What is minimised, and its parts.
+
+    Args:
+        predicted, eps: [B,4,h,w], noise as predicted and as it was.
+        a: [B,1,1,1], the signal's share of the variance.
+        masks: [B,h,w], the share of each cell that the subject covers, in [0,1].
+        sides: [B,T], see grounding.py.
+        columns: [B,h·w,T] cross-attention probabilities.
+    """
+    square = (predicted - eps).square().mean(1)  # [B, h, w]
+    snr = (a / (1 - a))[:, 0]  # [B, 1, 1]
+    near = F.max_pool2d(masks[:, None], 3, stride=1, padding=1)[:, 0]
+    weighted = (square * snr.rsqrt().clamp(max=DEBIAS) * (1 + SUBJECT * near * snr / (snr + 0.5))).mean()
+    wrong = astray(sides, masks.flatten(1), columns)
+    return {"loss": weighted + GROUNDING * wrong, "mse": square.mean(), "astray": wrong}
 
 
 def train_unet(
@@ -136,21 +167,16 @@ def train_unet(
         mean = means[picked].float()
         z = mean + stds[picked].float() * torch.randn(mean.shape, generator=noise)
         eps = torch.randn(z.shape, generator=noise)
-        spread = torch.arange(batch) + torch.rand(batch, generator=noise)  # one t in each of `batch` equal ranges
-        t = (spread * (1000 / batch)).long().clamp(max=999)
+        t = times(torch.rand(batch, generator=noise))
         a = alphas[t][:, None, None, None]
         x = (a.sqrt() * z + (1 - a).sqrt() * eps).to(run.device, memory_format=torch.channels_last)
         context, attn = read(captions, rng), Attn(attend=matmul_attention, watch=watch)
         with run.bfloat16():
             predicted = forward(x, t.to(run.device), context, attn)
-        square = (predicted.float() - eps.to(run.device)).square().mean(1)  # [B, h, w]
-        snr = (a / (1 - a))[:, 0].to(run.device)  # [B, 1, 1]
         masks = torch.from_numpy(drawn.masks[picked] / np.float32(255)).to(run.device)  # [B, h, w]
-        near = F.max_pool2d(masks[:, None], 3, stride=1, padding=1)[:, 0]
-        weighted = (square * snr.rsqrt().clamp(max=DEBIAS) * (1 + SUBJECT * near * snr / (snr + 0.5))).mean()
         columns = torch.stack([seen.columns for seen in attn.seen.values()]).mean(0)
-        astray = ground(captions, masks.flatten(1), columns)
-        return {"loss": weighted + GROUNDING * astray, "mse": square.mean(), "astray": astray}
+        sides = ground.sides(captions).to(columns)
+        return objective(predicted.float(), eps.to(run.device), a.to(run.device), masks, sides, columns)
 
     fit("unet", both, loss, run, peak=PEAK, ema=0.999, weight_decay=0.05, muon=hidden)
     return unet

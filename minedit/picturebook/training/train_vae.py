@@ -50,9 +50,7 @@ def train_vae(config: Config, data: Drawings, run: Training, batch: int = 8, beg
             logvar = logvar.clamp(-20, 10)
             z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=run.noise(step)).to(mean)
             y = vae.decode(z).float()
-        square, absolute = (((weight * d).mean() / weight.mean()) for d in ((y - x).square(), (y - x).abs()))
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return {"loss": square + L1_WEIGHT * absolute + KL_WEIGHT * kl, "mse": square, "l1": absolute, "kl": kl}
+        return objective(x, y, weight, mean, logvar)
 
     @torch.no_grad()
     def evaluate(module: nn.Module) -> dict[str, float]:
@@ -66,6 +64,18 @@ def train_vae(config: Config, data: Drawings, run: Training, batch: int = 8, beg
     return vae
 
 
+def objective(
+    x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float = KL_WEIGHT
+) -> dict[str, Tensor]:
+    """What is minimised, and its parts, of pictures x [B,3,H,W] that came back as y, with the weight of their pixels.
+
+    mean, logvar: [B,z,h,w] of the posterior.
+    """
+    square, absolute = (((weight * d).mean() / weight.mean()) for d in ((y - x).square(), (y - x).abs()))
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return {"loss": square + L1_WEIGHT * absolute + kl_weight * kl, "mse": square, "l1": absolute, "kl": kl}
+
+
 def hidden(name: str) -> bool:
     """Whether the parameter lies between the first convolution of the decoder and the last: what Muon is for."""
     return name.startswith("decoder.") and not name.startswith(("decoder.conv_in.", "decoder.conv_out."))
@@ -74,9 +84,13 @@ def hidden(name: str) -> bool:
 def wholes(data: Drawings, rng: random.Random, count: int) -> tuple[Tensor, Tensor]:
     """Random pictures [count,3,H,W] in [-1,1] and the weight of their pixels [count,1,H,W]."""
     picked = [rng.randrange(len(data)) for _ in range(count)]
-    share = torch.from_numpy(data.masks[picked].astype(np.float32) / 255)[:, None]  # [count, 1, H/8, W/8]
+    return data.tensor(picked), emphasis(torch.from_numpy(data.masks[picked].astype(np.float32) / 255)[:, None])
+
+
+def emphasis(share: Tensor) -> Tensor:
+    """Weight of pixels [B,1,H,W], from the share of each cell that the subject covers: [B,1,H/8,W/8] in [0,1]."""
     share = F.max_pool2d(share, 3, stride=1, padding=1)  # with its surroundings
-    return data.tensor(picked), 1 + SUBJECT_WEIGHT * F.interpolate(share, scale_factor=CELL)
+    return 1 + SUBJECT_WEIGHT * F.interpolate(share, scale_factor=CELL)
 
 
 def crops(data: Drawings, rng: random.Random, count: int, side: int) -> tuple[Tensor, Tensor]:
