@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCE ?= a boy in the park
 TARGET ?= a sitting boy in the park
-SEED ?= 9
+SEED ?= 16
 OUT ?= out
 # Further options of the commands: make edit SEED="1 2" ARGS="--method p2p"
 ARGS ?=
