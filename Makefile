@@ -13,7 +13,7 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint kernels parity bench bench-cuda bench-load notebooks gallery clean distclean
+.PHONY: help edit test lint kernels parity bench bench-cuda bench-load notebooks gallery methods clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,9 @@ notebooks: $(VENV)/notebooks ## execute the notebooks; pages go to out/notebooks
 
 gallery: $(VENV)/installed ## draw the README's picture anew: twelve edits by the embedded model
 	$(BIN)/python -m minedit.picturebook.gallery docs/gallery.png
+
+methods: $(VENV)/installed ## make docs/methods.md anew, from the settings
+	$(BIN)/python docs/make_methods.py
 
 clean: ## remove what the tools leave behind
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
