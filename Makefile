@@ -50,7 +50,7 @@ notebooks: $(VENV)/notebooks ## execute the notebooks; pages go to out/notebooks
 	$(BIN)/python -m nbconvert --execute --to html --output-dir out/notebooks notebooks/*.ipynb
 
 gallery: $(VENV)/installed ## draw the README's picture anew: twelve edits by the embedded model
-	$(BIN)/python -m minedit.picturebook.gallery docs/gallery.png
+	$(BIN)/python docs/make_gallery.py docs/gallery.png
 
 methods: $(VENV)/installed ## make docs/methods.md anew, from the settings
 	$(BIN)/python docs/make_methods.py

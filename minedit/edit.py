@@ -4,8 +4,6 @@ Both pictures of a pair come from one run. How it goes is the method's to say, t
 have (methods/__init__.py).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

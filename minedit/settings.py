@@ -4,8 +4,6 @@
 docs/methods.md are made from the same fields.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Mapping

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
             with output.progress() as progress:
                 calls = {"progress": progress, "on_step": preview}
                 res = edit(sd, pair.source, pair.target, args.method, **calls, **run, **overrides)
-            width = max(len(word.text) for word in res.words)
+            width = max((len(word.text) for word in res.words), default=0)
             print(f"  {'word':{width}}  kind      τ, fraction of the steps")
             for word in res.words:
                 print(f"  {word.text:{width}}  {word.kind:8}  {word.tau:.2f}")

@@ -35,7 +35,7 @@ class Way:
 
     told: Callable[[], Told]  # called after the last step
     prompts: tuple[str, ...] = ()  # of the rows drawn, the source's first and the edit's last; empty: those two
-    rules: Callable[[int], Mapping[str, Rule]] | None = None  # of a step, by the name of the layer that reads its rule
+    rules: Callable[[int], Mapping[str, Rule]] | None = None  # of a step, by the name of any layer that reads its own
     watch: Callable[[int], Mapping[str, bool]] | None = None  # layers that report at a step, and whether with columns
     after: Callable[[Step], Tensor | None] | None = None  # sees each step done; may give other latents to go on from
     start: Tensor | None = None  # [B, 4, h, w], in place of the seed's noise

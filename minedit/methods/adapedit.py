@@ -13,8 +13,6 @@ The row of the measured prompt is watched at every second step while it is edite
 any edit. Until the first step is over every word with a source follows it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """The methods by name, and the settings of one. A new method is a file and a line in METHODS."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import fields, replace
 

@@ -1,7 +1,5 @@
 """The fixed seed: the target prompt from the source's noise, with no edit of attention."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from minedit.methods import Job, Way

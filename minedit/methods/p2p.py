@@ -9,8 +9,6 @@ aligned by `difflib`, a target token of a replaced word reads the mean of the so
 over the number of target tokens, the same for one token each), and padding follows the end of the text.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from minedit.config import MineditError

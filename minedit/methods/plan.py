@@ -9,8 +9,6 @@ Rows of the UNet's batch while a pair is edited: 0, 1 unconditional source, targ
 Only row 3 is ever edited.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

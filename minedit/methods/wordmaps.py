@@ -4,8 +4,6 @@ AdapEdit's equations 5-7 (arXiv:2312.08019) on what watched layers saw, and the 
 AdapEdit's throughout. W words, N pixels, T tokens, C channels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,10 +1,9 @@
-"""The embedded world and the model of it: drawn, trained, judged, shown.
+"""The embedded world and the model of it: drawn, trained, judged.
 
 Read in this order:
 ```
 world/      scenes, and what captions say about them
 training/   how the embedded model was trained
 judge.py    what it can do, measured
-gallery.py  the README's picture
 ```
 """

@@ -5,8 +5,6 @@ Rows of the UNet's batch: B unconditional, then B conditional, unless `predict` 
 does at each step and `observe` which layers to look at; both are functions of the step, 0 for pure noise.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +22,7 @@ from minedit.sampling.guidance import two_way
 from minedit.settings import Setting, Settings, setting
 from minedit.stack.model import Model
 
+SIDE = Setting("of the picture", int, 1, 2**14, unit="pixels", none="as trained", late=True)
 SEED = Setting("a run each; prompts come first", int, 0, 2**63 - 1)
 Progress = Callable[[int, int], None]  # steps done and steps in all, those of every pass
 Predict = Callable[[Tensor, int, int, Attn], Tensor]  # latents, step, timestep, what attention does → their noise
@@ -133,6 +132,8 @@ def sample(
         raise ValueError(f"context has {context.shape[0]} rows for {latents.shape[0]} latents, expected twice as many")
     if eta > 0 and len(seeds) != len(latents):
         raise ValueError(f"eta is {eta}: expected one seed for each of {len(latents)} rows, found {len(seeds)}")
+    if not 0 <= first < steps:
+        raise MineditError(f"the run begins at step {first}, expected one of its {steps}: nothing is left to draw")
     draw = _step_noise(seeds, latents) if eta > 0 else lambda: None
     predict = predict or guided(model, context, guidance)
     latents, finite = latents.float(), []
@@ -199,12 +200,8 @@ class Run(Settings):
     steps: int = field(default=50, metadata={"setting": ddim.STEPS})
     guidance: float = setting(7.5, "classifier-free guidance scale", low=0)
     eta: float = setting(0.0, "0 deterministic to 1 ancestral sampling", low=0, high=1)
-    height: int | None = setting(
-        None, "of the picture", int, low=1, high=2**14, unit="pixels", none="as trained", late=True
-    )
-    width: int | None = setting(
-        None, "of the picture", int, low=1, high=2**14, unit="pixels", none="as trained", late=True
-    )
+    height: int | None = field(default=None, metadata={"setting": SIDE})
+    width: int | None = field(default=None, metadata={"setting": SIDE})
 
     @torch.inference_mode()
     def __call__(
