@@ -13,7 +13,8 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint kernels parity bench bench-cuda cuda cuda-train bench-load notebooks gallery clean distclean
+.PHONY: help edit test lint kernels parity bench bench-cuda cuda cuda-train bench-load notebooks gallery methods clean \
+  distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -53,7 +54,10 @@ notebooks: $(VENV)/notebooks ## execute the notebooks; pages go to out/notebooks
 	$(BIN)/python -m nbconvert --execute --to html --output-dir out/notebooks notebooks/*.ipynb
 
 gallery: $(VENV)/installed ## draw the README's picture anew: twelve edits by the embedded model
-	$(BIN)/python -m minedit.picturebook.gallery docs/gallery.png
+	$(BIN)/python docs/make_gallery.py docs/gallery.png
+
+methods: $(VENV)/installed ## make docs/methods.md anew, from the settings
+	$(BIN)/python docs/make_methods.py
 
 # With PYTHON=... said, that Python trains, as it is: it needs this project's requirements, and nothing is installed.
 TRAINER := $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),$(BIN)/python)

@@ -16,7 +16,7 @@ import torch
 from table import append
 
 import minedit
-from minedit.edit import METHODS
+from minedit.methods.choose import METHODS
 
 SOURCE, TARGET = "a boy in the park", "a sitting boy in the park"
 TABLE = Path(__file__).with_suffix(".csv")

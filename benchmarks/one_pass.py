@@ -22,11 +22,12 @@ import torch
 from table import append
 
 import minedit
-from minedit.edit import EditResult, measure
+from minedit.edit import EditResult
 from minedit.files.checkpoint import Model, weights_folder
 from minedit.image import to_tensor
 from minedit.methods import adapedit
 from minedit.methods.adapedit import AdapEditConfig
+from minedit.methods.wordmaps import measure
 from minedit.picturebook.training.train_judge import Judge, load_judge
 from minedit.picturebook.world.captions import caption
 from minedit.picturebook.world.draw import stream

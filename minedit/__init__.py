@@ -5,8 +5,9 @@ res = minedit.edit(sd, "a boy in the park", "a sitting boy in the park", seed=0)
 """
 
 from minedit.config import IP2P, PICTUREBOOK, SD14, MineditError
-from minedit.edit import METHODS, edit, generate
+from minedit.edit import edit, generate
 from minedit.files.checkpoint import load
+from minedit.methods.choose import METHODS
 from minedit.stack.unet import UNet
 from minedit.stack.vae import VAE
 

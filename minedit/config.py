@@ -17,14 +17,6 @@ class MineditError(Exception):
     """A user's mistake, in one line: what was found, what was expected, what to do."""
 
 
-def check_number(name: str, value: object, most: float = math.inf) -> None:
-    """Raises MineditError unless `value` is a finite number, 0 ... most."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not 0 <= value <= most:
-        limit = f"from 0 to {most}" if most < math.inf else "0 or more"
-        raise MineditError(f"{name} is {value!r}, expected a finite number, {limit}")
-
-
 @dataclass(frozen=True)
 class UNetConfig:
     in_channels: int = 4  # 8 for InstructPix2Pix: noisy latent and encoded photo, concatenated

@@ -1,31 +1,25 @@
 """The public verbs. `generate`: prompts -> pictures. `edit`: a prompt pair -> the source picture and its edit.
 
-Methods of `edit`: "adapedit", "p2p" (Prompt-to-Prompt) and "fixed-seed" (the target prompt from the same noise, no
-attention edit). Both pictures of a pair come from one run of four UNet rows; AdapEdit runs a statistics pass before it,
-unless it is one-pass.
+Both pictures of a pair come from one run. How it goes is the method's to say, through the one face that all methods
+have (methods/__init__.py).
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 from PIL.Image import Image
 from torch import Tensor
 
 from minedit.config import MineditError
 from minedit.files import lora
-from minedit.methods import adapedit, p2p
-from minedit.methods.adapedit import AdapEditConfig
-from minedit.methods.onepass import Running
-from minedit.methods.p2p import P2PConfig
-from minedit.methods.plan import TARGET, Plan, WordPlan
-from minedit.methods.wordmaps import Average, Statistics
-from minedit.sampling.loop import Run, Step, pictures
+from minedit.methods import Job, WordPlan
+from minedit.methods.choose import DEFAULT, method_settings
+from minedit.sampling.loop import SEED, Progress, Run, Step, Ticks, pictures
+from minedit.settings import Settings
 from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt, align
 
-METHODS = {"adapedit": AdapEditConfig, "p2p": P2PConfig, "fixed-seed": None}  # and their settings
-Progress = Callable[[int, int], None]  # steps done and steps in all, the statistics pass included
 OnStep = Callable[[Step], None]
 
 
@@ -46,7 +40,7 @@ class EditResult:
     notes: tuple[str, ...]  # what a reader should know of how the edit was decided, a sentence each
     settings: dict  # JSON values: model, dtype, attention, and the arguments of `edit` that make this result again
     seconds: float
-    statistics: Statistics | None  # AdapEdit's word maps, similarities and pixel gates; None where it needs none
+    statistics: object  # what the method measured, such as `wordmaps.Statistics`; None where it needs none
 
 
 def generate(
@@ -85,8 +79,8 @@ def generate(
     run = Run(steps, guidance, eta, height, width)
     for prompt, each in zip(prompts, seeds, strict=True):
         _prompt(sd, prompt)
-        _check_seed(each)
-    for step in run(sd, prompts, seeds, _ticker(progress, steps)):
+        SEED.check("seed", each)
+    for step in run(sd, prompts, seeds, Ticks(progress, run.steps)):
         latents = step.latents
         if on_step:
             on_step(step)
@@ -99,7 +93,7 @@ def edit(
     sd: Model,
     source: str,
     target: str,
-    method: str = "adapedit",
+    method: str = DEFAULT,
     *,
     seed: int = 0,
     steps: int = 50,
@@ -107,7 +101,7 @@ def edit(
     eta: float = 0.0,
     height: int | None = None,
     width: int | None = None,
-    settings: AdapEditConfig | P2PConfig | None = None,
+    settings: Settings | None = None,
     progress: Progress | None = None,
     on_step: OnStep | None = None,
     **overrides: object,
@@ -115,7 +109,7 @@ def edit(
     """The picture of `source` and its edit into `target`, from one noise.
 
     Args:
-        method: "adapedit", "p2p" or "fixed-seed".
+        method: one of `minedit.METHODS`.
         seed, steps, guidance, eta, height, width, progress, on_step: as in `generate`; a Step's rows are the source and
             the target.
         settings: the method's; None for its defaults.
@@ -129,45 +123,25 @@ def edit(
     """
     began = time.perf_counter()
     run, chosen = Run(steps, guidance, eta, height, width), method_settings(method, settings, overrides)
-    _check_seed(seed)
-    pair = _prompt(sd, source), _prompt(sd, target)
-    identical = align(*pair).identical and not (isinstance(chosen, P2PConfig) and chosen.reweight)
-    measuring = isinstance(chosen, AdapEditConfig) and chosen.measures and not identical
-    running = Running(sd, *pair, steps, chosen) if measuring and chosen.one_pass else None
-    first = measuring and not running  # a pass of statistics
-    tick = _ticker(progress, steps + (chosen.pass_steps(steps) if first else 0))
-    found = measure(sd, *pair, seed, run, chosen, tick) if first else None
-    plan = running.plan if running else _plan(sd, *pair, steps, None if identical else chosen, found)
-    prompts = [source] if identical else [source, target]
-    shown, spatial = (steps // 4, steps // 2, steps - 1), []
-    watch, looks = (adapedit.watched(sd, chosen), running.looks) if running else ({}, ())
-
-    def observe(step: int) -> Mapping[str, bool]:
-        return watch if step in looks else dict.fromkeys(plan.gates, False) if step in shown else {}
-
-    rules = running.rules if running else plan.rules
-    for step in run(sd, prompts, [seed] * len(prompts), tick, rules, observe):
-        latents, latent = step.latents, step.latents.shape[-2:]
-        if step.index in shown:
-            hidden = {name: step.seen[name].hidden[TARGET] for name in plan.gates}
-            spatial += adapedit.spatial(sd, plan.gates, step.index, hidden, latent)
-        if step.index in looks:
-            running.add(step.seen, latent)
-            plan, found = running.plan, running.found
+    seed, pair, tick = SEED.check("seed", seed), (_prompt(sd, source), _prompt(sd, target)), Ticks(progress, run.steps)
+    way = chosen.prepare(Job(sd, *pair, align(*pair), seed, run, tick))
+    tick.total -= way.first
+    prompts = way.prompts or (source, target)
+    hooks = way.rules, way.watch, way.start, way.first, way.after, way.predict
+    for step in run(sd, prompts, [seed] * len(prompts), tick, *hooks):
+        latents = step.latents
         if on_step:
             on_step(step)
-    latents = latents.cpu() / sd.config.latent_scale
+    latents, told = latents.cpu() / sd.config.latent_scale, way.told()
     images, decoding = pictures(sd, latents)
-    same = ("the prompts are the same words: the edit is the source",) if identical else ()
-    same += ("one pass: τ is that of the last step, and was another before",) if running else ()
-    sizes = {name: getattr(run, name) or sd.config.image_size for name in ("height", "width")}
+    sizes = {name: int(getattr(run, name) or sd.config.image_size) for name in ("height", "width")}
     return EditResult(
         source=images[0],
         edited=images[-1].copy(),
         source_latent=latents[:1],
         edited_latent=latents[-1:].clone(),
-        words=plan.words,
-        notes=(*same, *plan.notes, *_unknown(sd, pair), *decoding),
+        words=told.words,
+        notes=(*told.notes, *_unknown(sd, pair), *decoding),
         settings={
             "model": sd.config.name,
             "dtype": str(sd.dtype).removeprefix("torch."),
@@ -179,64 +153,11 @@ def edit(
             "seed": seed,
             **asdict(run),
             **sizes,
-            **(asdict(chosen) if chosen else {}),
+            **asdict(chosen),
         },
         seconds=time.perf_counter() - began,
-        statistics=replace(found, spatial=tuple(spatial)) if found else None,
+        statistics=told.statistics,
     )
-
-
-def measure(
-    sd: Model,
-    source: Prompt,
-    target: Prompt,
-    seed: int,
-    run: Run,
-    settings: AdapEditConfig,
-    tick: Callable[[], None] = lambda: None,
-) -> Statistics:
-    """AdapEdit's statistics pass: the target (or source) prompt alone, from the noise of `seed`."""
-    prompt, key_words, _ = adapedit.subject(source, target)
-    run = replace(run, steps=settings.pass_steps(run.steps))
-    looks = range(run.steps - 1 if settings.statistics == "last" else 0, run.steps)
-    watch, seen = adapedit.watched(sd, settings), Average()
-    for step in run(sd, [prompt.text], [seed], tick, observe=lambda s: watch if s in looks else {}):
-        if step.index in looks:
-            seen.add(step.seen, row=1)  # conditional
-    return adapedit.statistics(sd, prompt, key_words, seen.means(), settings, step.latents.shape[-2:])
-
-
-def method_settings(
-    method: str, settings: AdapEditConfig | P2PConfig | None, overrides: Mapping[str, object]
-) -> AdapEditConfig | P2PConfig | None:
-    """The settings of a method with single fields replaced; None for "fixed-seed", which has none."""
-    if method not in METHODS:
-        raise MineditError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
-    kind = METHODS[method]
-    names = [field.name for field in fields(kind)] if kind else []
-    unknown = sorted(set(overrides) - set(names))
-    if unknown:
-        raise MineditError(f"{method} has no setting {', '.join(unknown)}; it has {', '.join(names) or 'none'}")
-    if settings is not None and (kind is None or not isinstance(settings, kind)):
-        wanted = kind.__name__ if kind else "no settings"
-        raise MineditError(f"{method} got {type(settings).__name__}, expected {wanted}")
-    return replace(settings or kind(), **overrides) if kind else None
-
-
-def _plan(
-    sd: Model,
-    source: Prompt,
-    target: Prompt,
-    steps: int,
-    settings: AdapEditConfig | P2PConfig | None,
-    found: Statistics | None,
-) -> Plan:
-    """The plan of a pair; without settings the empty one, which is that of the fixed seed."""
-    if isinstance(settings, AdapEditConfig):
-        return adapedit.plan(sd, source, target, steps, settings, found)
-    if isinstance(settings, P2PConfig):
-        return p2p.plan(sd, source, target, steps, settings)
-    return Plan(words=tuple(WordPlan(target.words[p.word].text, p.kind, 0.0) for p in align(source, target).pairs))
 
 
 def _prompt(sd: Model, text: str) -> Prompt:
@@ -252,14 +173,3 @@ def _unknown(sd: Model, prompts: Sequence[Prompt]) -> tuple[str, ...]:
     """A note on the words that the model was never trained on."""
     words = dict.fromkeys(word for prompt in prompts for word in sd.tokenizer.unknown(prompt))
     return (f"{sd.config.name} was never trained on: {', '.join(words)}",) if words else ()
-
-
-def _check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise MineditError(f"seed is {seed!r}, expected a whole number, 0 or more")
-
-
-def _ticker(progress: Progress | None, total: int) -> Callable[[], None]:
-    """A function that reports one step more each time it is called."""
-    counter = iter(range(1, total + 1))
-    return (lambda: progress(next(counter), total)) if progress else (lambda: None)

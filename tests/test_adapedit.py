@@ -10,10 +10,10 @@ from small_model import TOKENS, small_model
 
 from minedit.attention.eager import eager
 from minedit.config import MineditError
-from minedit.edit import measure
 from minedit.methods import adapedit, wordmaps
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.plan import SELF_RULE, TARGET
+from minedit.methods.wordmaps import measure
 from minedit.sampling.loop import Run
 
 BOY, SITTING, DOG = "a boy in the park", "a sitting boy in the park", "a dog in the park"

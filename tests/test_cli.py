@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from small_model import small_model
 
 import minedit
 from minedit import cli, image
-from minedit.cli import options as arguments
 from minedit.cli import output
 from minedit.files import checkpoint
 from minedit.stack.taesd import TAESD
@@ -333,11 +331,6 @@ def test_interrupted(run, capsys, monkeypatch):
 def test_verbs_of_the_embedded_world(run, capsys, argv):
     assert run(*argv, few=False) == 2
     assert capsys.readouterr().err.startswith(f"minedit: error: argument {argv[-2]}: found '{argv[-1]}'")
-
-
-def test_every_setting_has_an_option():
-    for kind, settings in arguments.SETTINGS.items():
-        assert {field.name for field in fields(kind)} == set(settings)
 
 
 def test_help_shows_defaults(capsys):

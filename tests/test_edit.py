@@ -13,8 +13,7 @@ import minedit
 from minedit.attention.rules import Seen
 from minedit.config import MineditError
 from minedit.methods import adapedit
-from minedit.methods.adapedit import AdapEditConfig
-from minedit.methods.onepass import Running
+from minedit.methods.adapedit import AdapEditConfig, Running
 from minedit.methods.p2p import P2PConfig
 from minedit.sampling import ddim
 from minedit.sampling.loop import context, sample, start

@@ -13,10 +13,10 @@ from small_model import TOKENS, small_model
 import minedit
 from minedit.attention.rules import Attn
 from minedit.config import MineditError
-from minedit.edit import measure
 from minedit.files.lora import merge
 from minedit.methods import adapedit
 from minedit.methods.adapedit import AdapEditConfig
+from minedit.methods.wordmaps import measure
 from minedit.sampling.loop import Run
 from minedit.speed import winograd
 from minedit.speed.fast import fast, lay_out

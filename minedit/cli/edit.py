@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from minedit import image
 from minedit.cli import options, output
 from minedit.config import MineditError
-from minedit.edit import edit, method_settings
+from minedit.edit import edit
+from minedit.methods.choose import method_settings
 
 PAIR = '{"source": "a boy", "target": "a sitting boy"}'
 
 
 def run(args: argparse.Namespace) -> None:
-    overrides = {name: getattr(args, name) for name in options.SETTING_NAMES if hasattr(args, name)}
+    overrides = {name: getattr(args, name) for name in options.setting_names() if hasattr(args, name)}
     method_settings(args.method, None, overrides)
     pairs = _pairs(args)
     runs = [(pair, seed) for pair in pairs for seed in dict.fromkeys(args.seed)]
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
             with output.progress() as progress:
                 calls = {"progress": progress, "on_step": preview}
                 res = edit(sd, pair.source, pair.target, args.method, **calls, **run, **overrides)
-            width = max(len(word.text) for word in res.words)
+            width = max((len(word.text) for word in res.words), default=0)
             print(f"  {'word':{width}}  kind      τ, fraction of the steps")
             for word in res.words:
                 print(f"  {word.text:{width}}  {word.kind:8}  {word.tau:.2f}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minedit.cli.options import POSITIVE, STEPS, Formatter, Parser, number
+from minedit.cli.options import Formatter, Parser, number, reader
 from minedit.config import MineditError
 from minedit.files.checkpoint import load, weights_folder
 from minedit.picturebook.judge import GOALS, RENDERINGS, judged, prompts, reconstruction, word_maps
 from minedit.picturebook.training.train_judge import accuracy, load_judge
 from minedit.picturebook.world.dataset import Drawings
+from minedit.sampling.ddim import STEPS
 
 
 def main(argv: list[str]) -> int:
@@ -41,8 +42,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="checkpoint; the embedded one if not given")
     count = number(int, 1, 10**6)
     parser.add_argument("--images", type=count, default=200, help="pictures to generate and captions to map")
-    parser.add_argument("--steps", type=STEPS, default=50, help="DDIM steps a picture")
-    parser.add_argument("--guidance", type=POSITIVE, default=7.5, help="classifier-free guidance scale")
+    parser.add_argument("--steps", type=reader(STEPS), default=50, help="DDIM steps a picture")
+    parser.add_argument("--guidance", type=number(float, 0), default=7.5, help="classifier-free guidance scale")
     parser.add_argument(
         "--seed", type=number(int, 0, 10**9), default=2026, help="of the prompts; picture i starts from noise i"
     )

@@ -8,16 +8,16 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import NoReturn
 
 from minedit import __version__, image
 from minedit.config import MineditError
-from minedit.edit import METHODS
-from minedit.methods.adapedit import ONE_PASS, AdapEditConfig
-from minedit.methods.p2p import P2PConfig
-from minedit.sampling.ddim import TRAIN_STEPS
+from minedit.methods.choose import DEFAULT, METHODS
+from minedit.sampling.loop import SEED, Run
+from minedit.settings import Setting, settings
 
 ELSEWHERE = {  # verbs that read their own arguments
     "train": "train the parts of the embedded model",
@@ -25,7 +25,6 @@ ELSEWHERE = {  # verbs that read their own arguments
     "kernels": "check and time attention functions, your own too",
     "weights": "verify, convert or fetch a file of weights",
 }
-LARGEST_SEED = 2**63 - 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,74 +41,47 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
         super().__init__(prog, max_help_position=28)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, []) else super()._get_help_string(action)
+        said = action.default in (None, []) or "(default:" in action.help
+        return action.help if said else super()._get_help_string(action)
 
 
-def number(kind: type, low: float, high: float) -> Callable[[str], float]:
-    """How to read a finite number of `kind` from `low` to `high`."""
+def reader(*settings: Setting) -> Callable[[str], object]:
+    """How to read what is one of these settings; several methods may have one of a name."""
+    wanted = "WORD=FACTOR, such as red=2" if settings[0].kind is dict else settings[0].expected
 
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if low <= value <= high and math.isfinite(value):
-            return value
-        limit = f"from {low} to {high}" if high <= 2**14 else f"{low} or more" if low >= 0 else "not infinite"
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a {'whole ' * (kind is int)}number, {limit}")
+    def read(text: str) -> object:
+        for each in settings:
+            with suppress(ValueError, MineditError):
+                if each.kind is not dict:
+                    return each.check("", each.kind(text))
+                word, factor = text.rsplit("=", 1)
+                return each.check("", [(int(word) if word.isdigit() else word, float(factor))])[0]
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {wanted}")
 
     return read
 
 
-def factor(text: str) -> tuple[str | int, float]:
-    """How to read a word, or its index, and its factor."""
-    word, _, value = text.rpartition("=")
-    if not word:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected WORD=FACTOR, such as red=2")
-    return int(word) if word.isdigit() else word, number(float, -math.inf, math.inf)(value)
+def number(kind: type, low: float = -math.inf, high: float = math.inf) -> Callable[[str], object]:
+    """How to read a finite number of `kind` from `low` to `high`."""
+    return reader(Setting("", kind, low, high))
 
 
 def lora(text: str) -> tuple[str, float]:
     """How to read a file and its scale; a name that ends in a colon and a number needs a scale behind it."""
     file, _, scale = text.rpartition(":")
     try:
-        return (file, number(float, -math.inf, math.inf)(scale)) if file else (text, 1.0)
+        return (file, number(float)(scale)) if file else (text, 1.0)
     except argparse.ArgumentTypeError:
         return text, 1.0
 
 
-STEPS, SEED, SIDE = number(int, 1, TRAIN_STEPS), number(int, 0, LARGEST_SEED), number(int, 1, 2**14)
-FRACTION, POSITIVE = number(float, 0, 1), number(float, 0, math.inf)
-# Settings of the methods: how to read one (None: a switch), what it is. Their defaults stand in the dataclasses.
-SETTINGS: dict[type, dict[str, tuple[Callable | None, str]]] = {
-    AdapEditConfig: {
-        "lambda_tau": (POSITIVE, "λ_τ, 0 or more: smaller lets words go earlier, for a stronger edit"),
-        "lambda_s": (FRACTION, "λ_S, 0 to 1: the most that a pixel may follow the target"),
-        "lambda_sv": (POSITIVE, "λ_S[V], 0 or more: slope of the pixels' gate"),
-        "alpha_m": (FRACTION, "α_m, 0 to 1: attention below is masked; as for 77 tokens"),
-        "fwt": (None, "a τ for each word; one-pass: found during the edit; without, one for all"),
-        "dps": (None, "a weight for each pixel; without, words that were let go follow the target"),
-        "mask": (None, "mask the word maps that the pixels' gate is made from"),
-        "tau": (FRACTION, "one τ for every word, as a fraction of the steps, instead of FWT"),
-        "centre": (None, "subtract the mean over pixels from features before they are compared"),
-        "statistics": (str, "steps whose word maps are used: last or mean"),
-        "fwt_steps": (STEPS, "steps of the statistics pass; None: 10, at most --steps"),
-        "inserted": (str, "attention of inserted words: own, or gated by the pixels' weights"),
-        "rest": (FRACTION, "fraction of the steps that begin, end and padding follow the source, at most"),
-        "rest_tau": (FRACTION, "words with a smaller τ shorten --rest by their share of all words"),
-        "sigma": (FRACTION, "fraction of the steps with the source's self-attention; None: follows --rest"),
-    },
-    P2PConfig: {
-        "cross_steps": (FRACTION, "fraction of the steps with the source's cross-attention"),
-        "self_steps": (FRACTION, "fraction of the steps with the source's self-attention"),
-        "reweight": (factor, "WORD=FACTOR: weight of a target word; a repeated word by its index"),
-    },
-}
-SETTING_NAMES = {name for settings in SETTINGS.values() for name in settings}
-STORED = {  # all that a picture can set
-    *("verb", "prompts", "source", "target", "method", "seed", "steps", "guidance", "eta", "height", "width"),
-    *("model", "lora", "device", "dtype", "fast", "attention", *SETTING_NAMES),
-}
+# all that a picture can set beside the numbers of its run and its method's settings
+STORED = {"verb", "prompts", "source", "target", "method", "model", "lora", "device", "dtype", "fast", "attention"}
+
+
+def setting_names() -> set[str]:
+    """Of all methods."""
+    return {name for kind in METHODS.values() for name in settings(kind)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -127,9 +99,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise MineditError(f"the settings in {args.again} are not those of a minedit command; expected a PNG of one")
     if verb != args.verb:
         raise MineditError(f"{args.again} was made by minedit {verb}; run: minedit {verb} --from {args.again}")
-    if not isinstance(stored["seed"], int):
-        raise MineditError(f"the seed in {args.again} is {stored['seed']!r}, expected a whole number")
-    stored = {name: value for name, value in stored.items() if name in STORED}
+    method = METHODS.get(str(stored.get("method")))
+    known = {"seed": SEED, **settings(Run), **(settings(method) if method else {})}
+    stored = {name: value for name, value in stored.items() if name in STORED | known.keys()}
+    for name in known.keys() & stored.keys():
+        stored[name] = known[name].check(f"the {name} in {args.again}", stored[name])
     stored["seed"] = [stored["seed"]]
     try:
         merged = [(str(file), float(scale)) for file, scale in stored.pop("lora", [])]
@@ -139,7 +113,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         stored["attention"] = None
     args = _parser(stored).parse_args(argv)
     if verb == "edit" and args.method != stored["method"]:  # whose settings the stored ones are
-        args = _parser({name: value for name, value in stored.items() if name not in SETTING_NAMES}).parse_args(argv)
+        args = _parser({name: value for name, value in stored.items() if name not in setting_names()}).parse_args(argv)
     if args.attention is None:
         raise MineditError(f"{args.again} was made with an attention function of its user's own; name one: --attention")
     args.lora = merged if args.lora is None else args.lora  # argparse would add those given to a default
@@ -160,21 +134,14 @@ def _parser(defaults: dict) -> Parser:
     change.add_argument("source", metavar="SOURCE", nargs="?", help="prompt of the picture to start from")
     change.add_argument("target", metavar="TARGET", nargs="?", help="prompt of the edited picture")
     change.add_argument("--pairs", metavar="FILE", type=Path, help='an edit a line: {"source": "...", "target": "..."}')
-    change.add_argument("--method", default="adapedit", help=f"how to edit: {', '.join(METHODS)}")
+    change.add_argument("--method", default=DEFAULT, help=f"how to edit: {', '.join(METHODS)}")
     _run_options(change)
-    for kind, title in ((AdapEditConfig, "adapedit"), (P2PConfig, "p2p")):
-        group = change.add_argument_group(f"settings of --method {title}")
+    for method, kind in METHODS.items():
+        group = change.add_argument_group(f"settings of --method {method}")
         for field in fields(kind):
-            read, text = SETTINGS[kind][field.name]
-            how = {"action": argparse.BooleanOptionalAction} if read is None else {"type": read, "metavar": "X"}
-            how |= {"nargs": "+"} if read is factor else {}
-            if field.name == "fwt":  # a switch with one more position
-                group.add_argument(
-                    "--no-fwt", dest="fwt", action="store_false", default=argparse.SUPPRESS, help="without"
-                )
-                how = {"nargs": "?", "const": True, "choices": [ONE_PASS], "type": str}
-            text += f" (default: {field.default})" if field.default != () else ""
-            group.add_argument(f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **how)
+            named = [settings(other)[field.name] for other in METHODS.values() if field.name in settings(other)]
+            if named[0] is settings(kind)[field.name]:  # the first method's option is that of all
+                _option(group, field, argparse.SUPPRESS, *named)
 
     for verb in (draw, change):
         verb.set_defaults(**defaults)
@@ -191,14 +158,27 @@ def _verb(verbs: argparse._SubParsersAction, name: str, text: str) -> Parser:
     return parser
 
 
+def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named: Setting) -> None:
+    """The option of a setting. absent: its value where it is not given; named: what methods have by this name."""
+    each, flag = named[0], field.name.replace("_", "-")
+    text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in (int, float) and bool(each.range))
+    text += f" (default: {each.none if field.default is None else field.default})" * (field.default != ())
+    if each.kind is bool and each.choices:  # a switch with more positions
+        group.add_argument(f"--no-{flag}", dest=field.name, action="store_false", default=absent, help="without")
+        how = {"nargs": "?", "const": True, "choices": each.choices}
+    elif each.kind is bool:
+        how = {"action": argparse.BooleanOptionalAction}
+    else:
+        metavar = {int: "N", float: "X", str: "|".join(each.choices), dict: "WORD=FACTOR"}[each.kind]
+        how = {"type": reader(*named), "metavar": metavar, "nargs": "+" if each.kind is dict else None}
+    group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
+
+
 def _run_options(parser: Parser) -> None:
     group = parser.add_argument_group("the run")
-    group.add_argument("--seed", metavar="N", type=SEED, nargs="+", default=[0], help="a run each; prompts come first")
-    group.add_argument("--steps", metavar="N", type=STEPS, default=50, help=f"DDIM steps, 1 to {TRAIN_STEPS}")
-    group.add_argument("--guidance", metavar="X", type=POSITIVE, default=7.5, help="classifier-free guidance scale")
-    group.add_argument("--eta", metavar="X", type=FRACTION, default=0.0, help="0 deterministic to 1 ancestral sampling")
-    for side in ("height", "width"):
-        group.add_argument(f"--{side}", metavar="N", type=SIDE, help="of the picture, in pixels; else as trained")
+    group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", default=[0], help=SEED.help)
+    for field in fields(Run):
+        _option(group, field, field.default, field.metadata["setting"])
     group.add_argument("--from", metavar="PNG", dest="again", help="a picture whose stored settings are the defaults")
     group.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="where the files go")
     text = "TAESD's weights: preview.png shows, every 5 steps, what the picture becomes (Stable Diffusion v1 only)"

@@ -106,13 +106,7 @@ def progress() -> Iterator[Callable[[int, int], None]]:
 
 def model_settings(args: argparse.Namespace, sd: Model) -> dict:
     """Which model made a picture, in the words of the command line."""
-    model = {
-        "model": args.model,
-        "device": args.device,
-        "dtype": args.dtype,
-        "attention": args.attention,
-        "fast": args.fast,
-    }
+    model = {name: getattr(args, name) for name in ("model", "device", "dtype", "attention", "fast")}
     return {**model, **lora.settings(sd), "model_name": sd.config.name, "minedit": __version__}
 
 

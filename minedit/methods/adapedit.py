@@ -1,82 +1,88 @@
 """AdapEdit (Ma, Jia, Zhou 2024) as a Plan: per-word release times (FWT, eq. 5-7) and a per-pixel gate (DPS, eq. 8-9).
 
-A statistics pass samples the target prompt alone from the edit's own noise and looks at cross-attention (`edit.measure`
-runs it). `statistics` makes numbers of what it saw, by wordmaps.py; `plan` turns them into rules. N pixels, T tokens, C
-channels, W words.
+A statistics pass samples the target prompt alone from the edit's own noise and looks at cross-attention (`measure` in
+wordmaps.py makes numbers of it); `plan` turns them into rules.
 
 Where we read the paper: a word follows the source while s < tau * steps (s counts up from pure noise) and is blended
 afterwards; key words are never pinned. Where we add to it, as settings: centring, averages over all steps, a shorter
-statistics pass or none (onepass.py). With removals only there are no key words in the target: the source prompt is
-measured instead, its removed words are the keys, and a target word takes the tau of the source word it is aligned with.
+statistics pass or none. With removals only there are no key words in the target: the source prompt is measured instead,
+its removed words are the keys, and a target word takes the tau of the source word it is aligned with.
+
+One pass, which the paper claims without saying how: the rules of each step come from averages over the steps before it.
+The row of the measured prompt is watched at every second step while it is edited; the columns it shows are those before
+any edit. Until the first step is over every word with a source follows it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from minedit.attention.rules import Gate, Site
-from minedit.config import MineditError, check_number
+from minedit.attention.rules import Gate, Rule, Seen
+from minedit.config import MineditError
+from minedit.methods import Job, Told, Way, WordPlan
 from minedit.methods.plan import (
+    SOURCE,
+    TARGET,
     Plan,
-    WordPlan,
     cross_sites,
     first_steps,
     injected_sites,
-    map_side,
     per_token,
+    unedited,
 )
-from minedit.methods.wordmaps import Spatial, Statistics, embeddings, key_embedding, masked, resized, taus, threshold
+from minedit.methods.wordmaps import Average, Statistics, measure, spatial, statistics, subject, watched
 from minedit.sampling.ddim import TRAIN_STEPS
+from minedit.sampling.loop import Step
+from minedit.settings import Settings, setting
 from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt, align, column_map
 
 ONE_PASS = "one-pass"
 PASS_STEPS = 10  # tau moves by 0.03 on average and a judge reads the edits as before: benchmarks/one_pass.csv
+LOOK_EVERY = 2  # steps, in one pass: looking costs some percent of a step of the embedded model, averages change slowly
 COMMON_TAU = 0.8  # of fwt=False: Prompt-to-Prompt's default cross_steps
 
 
 @dataclass(frozen=True)
-class AdapEditConfig:
-    """AdapEdit's settings; every default lives here. Symbols are the paper's."""
+class AdapEditConfig(Settings):
+    """AdapEdit's settings; every default lives here. Symbols are the paper's.
 
-    lambda_tau: float = 1.0  # eq. 7, at least 0; smaller releases words earlier and edits more (figure 7)
-    lambda_sv: float = 1.0  # lambda_S[V], eq. 9, at least 0: slope of the pixel gate; figure 7 has 0.8 ... 1
-    lambda_s: float = 0.95  # lambda_S, eq. 8, 0 ... 1: the most a pixel follows the target; figure 7 has 0.9 ... 0.98
-    alpha_m: float = 0.03  # map entries below are masked; for 77 tokens, and scaled to alpha_m * 77 / T for T of them
-    fwt: bool | str = True  # False: one tau for every token and for self-attention, COMMON_TAU; "one-pass": no pass of
-    # its own, tau and the gate's keys come from averages over the edit's steps so far
-    dps: bool = True  # False: released words follow the target alone
-    mask: bool = True  # False: the gate's keys are taken from unmasked maps
-    tau: float | None = None  # 0 ... 1: that one tau, in place of FWT
-    centre: bool = True  # subtract the mean over pixels from E_[V]: hidden states share one large direction, without
-    # which every cosine is near 1, every tau near 0 and the gate nearly flat
-    statistics: str = "last"  # step the maps are taken at: "last", or "mean" of all, which is sharper
-    fwt_steps: int | None = None  # steps of the statistics pass (paper: those of the edit); None: PASS_STEPS at most
-    inserted: str = "own"  # inserted tokens read the target's map ("own"), or the gate scales it ("gated")
-    rest: float = 0.8  # begin, end, padding and self-attention follow the source for max(0, rest - share of words with
-    rest_tau: float = 0.1  # tau < rest_tau) of the run: the authors' script; the paper is silent
-    sigma: float | None = None  # 0 ... 1: this fraction for self-attention instead
+    Figure 7 has lambda_sv 0.8 ... 1 and lambda_s 0.9 ... 0.98. Hidden states share one large direction: without
+    centring every cosine is near 1, every tau near 0 and the gate nearly flat. rest and rest_tau are the authors'
+    script, max(0, rest - share of words with tau < rest_tau); the paper is silent.
+    """
+
+    lambda_tau: float = setting(1.0, "λ_τ: smaller lets words go earlier, for a stronger edit", low=0)
+    lambda_sv: float = setting(1.0, "λ_S[V]: slope of the pixels' gate", low=0)
+    lambda_s: float = setting(0.95, "λ_S: the most that a pixel may follow the target", low=0, high=1)
+    alpha_m: float = setting(0.03, "α_m: attention below is masked; as for 77 tokens", low=0, high=1)
+    fwt: bool | str = setting(
+        True, "a τ for each word; one-pass: found during the edit; without, one for all", choices=(ONE_PASS,)
+    )
+    dps: bool = setting(True, "a weight for each pixel; without, words that were let go follow the target")
+    mask: bool = setting(True, "mask the word maps that the pixels' gate is made from")
+    tau: float | None = setting(
+        None, "one τ for every word, as a fraction of the steps", float, low=0, high=1, none="found by FWT"
+    )
+    centre: bool = setting(True, "subtract the mean over pixels from features before they are compared")
+    statistics: str = setting("last", "steps whose word maps are used; mean is sharper", choices=("last", "mean"))
+    fwt_steps: int | None = setting(
+        None, "steps of the statistics pass", int, low=1, high=TRAIN_STEPS, none=f"{PASS_STEPS}, at most --steps"
+    )
+    inserted: str = setting(
+        "own", "attention of inserted words: own, or gated by the pixels' weights", choices=("own", "gated")
+    )
+    rest: float = setting(
+        0.8, "fraction of the steps that begin, end and padding follow the source, at most", low=0, high=1
+    )
+    rest_tau: float = setting(0.1, "words with a smaller τ shorten --rest by their share of all words", low=0, high=1)
+    sigma: float | None = setting(
+        None, "fraction of the steps with the source's self-attention", float, low=0, high=1, none="follows --rest"
+    )
 
     def __post_init__(self) -> None:
-        check_number("lambda_tau", self.lambda_tau)
-        check_number("lambda_sv", self.lambda_sv)
-        for name in ("lambda_s", "alpha_m", "tau", "rest", "rest_tau", "sigma"):
-            if getattr(self, name) is not None or name not in ("tau", "sigma"):
-                check_number(name, getattr(self, name), 1)
-        for name, allowed in (("statistics", ("last", "mean")), ("inserted", ("own", "gated"))):
-            if getattr(self, name) not in allowed:
-                raise MineditError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(allowed)}")
-        if self.fwt_steps is not None and self.fwt_steps not in range(1, TRAIN_STEPS + 1):
-            raise MineditError(f"fwt_steps is {self.fwt_steps!r}, expected an integer from 1 to {TRAIN_STEPS}, or None")
+        super().__post_init__()
         if self.fwt == ONE_PASS and self.fwt_steps is not None:
             raise MineditError(f"fwt_steps is {self.fwt_steps}, expected None: one-pass has no statistics pass")
-        for name in ("fwt", "dps", "mask", "centre"):
-            if (name, getattr(self, name)) == ("fwt", ONE_PASS):
-                continue
-            if not isinstance(getattr(self, name), bool):
-                raise MineditError(f"{name} is {getattr(self, name)!r}, expected True or False")
 
     @property
     def common_tau(self) -> float | None:
@@ -97,63 +103,63 @@ class AdapEditConfig:
         """Steps of the statistics pass of an edit of `steps`."""
         return self.fwt_steps or min(PASS_STEPS, steps)
 
-
-def subject(source: Prompt, target: Prompt) -> tuple[Prompt, tuple[int, ...], tuple[int, ...]]:
-    """(prompt to measure, its key words, for each target word its index there). The prompts differ."""
-    alignment = align(source, target)
-    side, key_words = alignment.key_words
-    if side == "target":
-        return target, key_words, tuple(range(len(target.words)))
-    return source, key_words, tuple(pair.source[0] for pair in alignment.pairs)
-
-
-def watched(model: Model, settings: AdapEditConfig) -> dict[str, bool]:
-    """The layers the statistics come from: those at map_size, with columns; with DPS every cross-attention."""
-    side = {site.name: map_side(site, model.config) for site in model.unet.sites if site.kind == "cross"}
-    if model.config.map_size not in side.values():
-        found, size = sorted(set(side.values())), model.config.map_size
-        raise MineditError(f"{model.config.name} has cross-attention maps of sides {found}, expected map_size {size}")
-    at_map_size = {name: at == model.config.map_size for name, at in side.items()}
-    return {name: at for name, at in at_map_size.items() if at or settings.dps}
+    def prepare(self, job: Job) -> Way:
+        if job.alignment.identical:
+            return unedited(job)
+        found, pair, steps = None, (job.source, job.target), job.run.steps
+        if self.measures and not self.one_pass:
+            job.tick.total += self.pass_steps(steps)
+            found = measure(job.sd, *pair, job.seed, job.run, self, job.tick)
+        running = Running(job.sd, *pair, steps, self, found)
+        return Way(rules=running.rules, watch=running.watch, after=running.after, told=running.told)
 
 
-def statistics(
-    model: Model,
-    prompt: Prompt,
-    key_words: tuple[int, ...],
-    seen: Mapping[str, tuple[Tensor | None, Tensor]],
-    settings: AdapEditConfig,
-    latent: tuple[int, int],
-) -> Statistics:
-    """Word maps, similarities, taus and keys from what the layers `watched` saw (`Average.means`).
+class Running:
+    """The plan of a pair as it is known so far, and what the edit's gates let through at three of its steps."""
 
-    latent: height and width of the latents. Computed where `seen` is: a GPU would wait for maps to be moved.
-    """
-    sites = {site.name: site for site in model.unet.sites if site.name in seen}
-    at_map_size = [name for name, site in sites.items() if map_side(site, model.config) == model.config.map_size]
-    columns = torch.stack([seen[name][0] for name in at_map_size]).mean(0)  # [N, T]
-    maps = torch.stack([columns[:, list(word.tokens)].mean(1) for word in prompt.words])  # [W, N]
-    masks, empty = masked(maps, threshold(settings.alpha_m, columns.shape[1]))
-    visual = [name for name in at_map_size if sites[name].place == "up"] or at_map_size
-    words = embeddings(maps * masks, seen[visual[-1]][1], settings.centre)  # [W, C]
-    similarity = tuple((words @ key_embedding(words[list(key_words)])).tolist())
-    whole = maps.unflatten(1, _map_shape(sites[at_map_size[0]], latent))
-    key_maps = (whole * masks.view_as(whole) if settings.mask else whole)[list(key_words)]
-    keys = {}
-    for name, site in sites.items() if settings.dps else ():
-        at_site = resized(key_maps, _map_shape(site, latent))
-        keys[name] = key_embedding(embeddings(at_site, seen[name][1], settings.centre)).float().cpu()
-    return Statistics(
-        prompt=prompt.text,
-        words=tuple(word.text for word in prompt.words),
-        key_words=key_words,
-        maps=whole.cpu(),
-        masks=masks.view_as(whole).cpu(),
-        empty=tuple(empty.nonzero().flatten().tolist()),
-        similarity=similarity,
-        tau=taus(similarity, key_words, settings.lambda_tau),
-        keys=keys,
-    )
+    def __init__(
+        self,
+        model: Model,
+        source: Prompt,
+        target: Prompt,
+        steps: int,
+        settings: AdapEditConfig,
+        found: Statistics | None = None,
+    ) -> None:
+        self.model, self.pair, self.steps, self.settings = model, (source, target), steps, settings
+        self.prompt, self.key_words, _ = subject(source, target)
+        self.row = SOURCE if self.prompt is source else TARGET
+        self.looks = range(0, steps if settings.one_pass else 0, LOOK_EVERY)
+        self.shown, self.spatial, self.average = (steps // 4, steps // 2, steps - 1), [], Average()
+        self.found, self.plan = found, plan(model, source, target, steps, settings, found)
+
+    def rules(self, step: int) -> dict[str, Rule]:
+        return self.plan.rules(step)
+
+    def watch(self, step: int) -> dict[str, bool]:
+        if step in self.looks:
+            return watched(self.model, self.settings)
+        return dict.fromkeys(self.plan.gates, False) if step in self.shown else {}
+
+    def after(self, step: Step) -> None:
+        latent = step.latents.shape[-2:]
+        if step.index in self.shown:
+            hidden = {name: step.seen[name].hidden[TARGET] for name in self.plan.gates}
+            self.spatial += spatial(self.model, self.plan.gates, step.index, hidden, latent)
+        if step.index in self.looks:
+            self.add(step.seen, latent)
+
+    def add(self, seen: Mapping[str, Seen], latent: tuple[int, int]) -> None:
+        """Take in what a step saw of the layers `watched`; latent: height and width of the latents."""
+        self.average.add(seen, self.row)
+        means = self.average.means()
+        self.found = statistics(self.model, self.prompt, self.key_words, means, self.settings, latent)
+        self.plan = plan(self.model, *self.pair, self.steps, self.settings, self.found)
+
+    def told(self) -> Told:
+        first = ("one pass: τ is that of the last step, and was another before",) if self.looks else ()
+        found = self.found and replace(self.found, spatial=tuple(self.spatial))
+        return Told(self.plan.words, first + self.plan.notes, found)
 
 
 def plan(
@@ -199,19 +205,3 @@ def plan(
         words=tuple(WordPlan(target.words[p.word].text, p.kind, t) for p, t in zip(alignment.pairs, tau, strict=True)),
         notes=tuple(notes),
     )
-
-
-def spatial(
-    model: Model, gates: Mapping[str, Gate], step: int, hidden: Mapping[str, Tensor], latent: tuple[int, int]
-) -> tuple[Spatial, ...]:
-    """S of each gated layer from the target row's hidden states [N, C] at one step of the edit; latent: its shape."""
-    shape = {site.name: _map_shape(site, latent) for site in model.unet.sites}
-    return tuple(
-        Spatial(name, step, replace(gates[name], scale=1.0).weights(found).cpu().view(shape[name]))
-        for name, found in hidden.items()
-    )
-
-
-def _map_shape(site: Site, latent: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a layer's map, for latents of this shape."""
-    return latent[0] // site.stride, latent[1] // site.stride

@@ -9,32 +9,30 @@ aligned by `difflib`, a target token of a replaced word reads the mean of the so
 over the number of target tokens, the same for one token each), and padding follows the end of the text.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from minedit.config import MineditError, check_number
-from minedit.methods.plan import Plan, WordPlan, cross_sites, injected_sites, per_token
+from minedit.config import MineditError
+from minedit.methods import Job, Way, WordPlan
+from minedit.methods.plan import Plan, cross_sites, injected_sites, per_token, unedited
+from minedit.settings import Settings, setting
 from minedit.stack.model import Model
 from minedit.stack.tokens import Alignment, Prompt, align, column_map
 
 
 @dataclass(frozen=True)
-class P2PConfig:
+class P2PConfig(Settings):
     """Prompt-to-Prompt's settings; the defaults are those of the released code."""
 
-    cross_steps: float = 0.8  # fraction of the run, 0 ... 1
-    self_steps: float = 0.4  # fraction of the run, 0 ... 1
-    reweight: tuple[tuple[str | int, float], ...] = ()  # (word, or its index when it is repeated; factor); or a dict
+    cross_steps: float = setting(0.8, "fraction of the steps with the source's cross-attention", low=0, high=1)
+    self_steps: float = setting(0.4, "fraction of the steps with the source's self-attention", low=0, high=1)
+    reweight: tuple[tuple[str | int, float], ...] = setting(
+        (), "weight of a target word; a repeated word by its index", dict
+    )
 
-    def __post_init__(self) -> None:
-        check_number("cross_steps", self.cross_steps, 1)
-        check_number("self_steps", self.self_steps, 1)
-        pairs = self.reweight.items() if isinstance(self.reweight, Mapping) else self.reweight
-        object.__setattr__(self, "reweight", tuple((word, factor) for word, factor in pairs))
-        for word, value in self.reweight:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise MineditError(f"reweight of {word!r} is {value!r}, expected a finite number such as 2")
+    def prepare(self, job: Job) -> Way:
+        if job.alignment.identical and not self.reweight:
+            return unedited(job)
+        return plan(job.sd, job.source, job.target, job.run.steps, self).way()
 
 
 def plan(model: Model, source: Prompt, target: Prompt, steps: int, settings: P2PConfig) -> Plan:

@@ -18,19 +18,11 @@ from torch import Tensor
 
 from minedit.attention.rules import Edit, Gate, Rule, Site
 from minedit.config import Config
+from minedit.methods import Job, Told, Way, WordPlan
 from minedit.stack.tokens import Prompt
 
 SOURCE, TARGET = 2, 3
 SELF_RULE = Rule(q_rows=(0, 1, SOURCE, SOURCE), k_rows=(0, 1, SOURCE, SOURCE), v_rows=None, edits=())
-
-
-@dataclass(frozen=True)
-class WordPlan:
-    """One word of the target prompt."""
-
-    text: str
-    kind: str  # "kept", "replaced" or "inserted"
-    tau: float  # fraction of the steps, 0 ... 1, for which the word reads the source's attention
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,18 @@ class Plan:
             )
             rules[name] = Rule(q_rows=None, k_rows=None, v_rows=None, edits=(edit,))
         return rules
+
+    def way(self) -> Way:
+        """The Plan as what is done in a run."""
+        return Way(rules=self.rules, told=lambda: Told(self.words, self.notes))
+
+
+def unedited(job: Job) -> Way:
+    """The target from the source's noise, with no edit; where the prompts are the same words, the source alone."""
+    words = tuple(WordPlan(job.target.words[pair.word].text, pair.kind, 0.0) for pair in job.alignment.pairs)
+    same = job.alignment.identical
+    told = Told(words, ("the prompts are the same words: the edit is the source",) if same else ())
+    return Way(prompts=(job.source.text,) if same else (), told=lambda: told)
 
 
 def map_side(site: Site, config: Config) -> int:

@@ -1,17 +1,24 @@
 """What attention says about the words of a prompt: a map each, what lies under it, how alike that is to the key words.
 
-The arithmetic of AdapEdit's equations 5-7 (arXiv:2312.08019) on what watched layers saw; adapedit.py says which layers
-and when. W words, N pixels, T tokens, C channels.
+AdapEdit's equations 5-7 (arXiv:2312.08019) on what watched layers saw, and the pass that lets them see. `settings` are
+AdapEdit's throughout. W words, N pixels, T tokens, C channels.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minedit.attention.rules import Seen
+from minedit.attention.rules import Gate, Seen, Site
+from minedit.config import MineditError
+from minedit.methods.plan import map_side
+from minedit.sampling.loop import Run
+from minedit.settings import Settings
+from minedit.stack.model import Model
+from minedit.stack.tokens import Prompt, align
 
 
 @dataclass(frozen=True)
@@ -111,3 +118,100 @@ class Average:
 
 def _sum(before: Tensor | None, now: Tensor | None) -> Tensor | None:
     return now if before is None else before + now
+
+
+# --- of a model's layers, for a pair of prompts -----------------------------------------------------------------------
+
+
+def subject(source: Prompt, target: Prompt) -> tuple[Prompt, tuple[int, ...], tuple[int, ...]]:
+    """(prompt to measure, its key words, for each target word its index there). The prompts differ."""
+    alignment = align(source, target)
+    side, key_words = alignment.key_words
+    if side == "target":
+        return target, key_words, tuple(range(len(target.words)))
+    return source, key_words, tuple(pair.source[0] for pair in alignment.pairs)
+
+
+def watched(model: Model, settings: Settings) -> dict[str, bool]:
+    """The layers the statistics come from: those at map_size, with columns; with DPS every cross-attention."""
+    side = {site.name: map_side(site, model.config) for site in model.unet.sites if site.kind == "cross"}
+    if model.config.map_size not in side.values():
+        found, size = sorted(set(side.values())), model.config.map_size
+        raise MineditError(f"{model.config.name} has cross-attention maps of sides {found}, expected map_size {size}")
+    at_map_size = {name: at == model.config.map_size for name, at in side.items()}
+    return {name: at for name, at in at_map_size.items() if at or settings.dps}
+
+
+def statistics(
+    model: Model,
+    prompt: Prompt,
+    key_words: tuple[int, ...],
+    seen: Mapping[str, tuple[Tensor | None, Tensor]],
+    settings: Settings,
+    latent: tuple[int, int],
+) -> Statistics:
+    """Word maps, similarities, taus and keys from what the layers `watched` saw (`Average.means`).
+
+    latent: height and width of the latents. Computed where `seen` is: a GPU would wait for maps to be moved.
+    """
+    sites = {site.name: site for site in model.unet.sites if site.name in seen}
+    at_map_size = [name for name, site in sites.items() if map_side(site, model.config) == model.config.map_size]
+    columns = torch.stack([seen[name][0] for name in at_map_size]).mean(0)  # [N, T]
+    maps = torch.stack([columns[:, list(word.tokens)].mean(1) for word in prompt.words])  # [W, N]
+    masks, empty = masked(maps, threshold(settings.alpha_m, columns.shape[1]))
+    visual = [name for name in at_map_size if sites[name].place == "up"] or at_map_size
+    words = embeddings(maps * masks, seen[visual[-1]][1], settings.centre)  # [W, C]
+    similarity = tuple((words @ key_embedding(words[list(key_words)])).tolist())
+    whole = maps.unflatten(1, _map_shape(sites[at_map_size[0]], latent))
+    key_maps = (whole * masks.view_as(whole) if settings.mask else whole)[list(key_words)]
+    keys = {}
+    for name, site in sites.items() if settings.dps else ():
+        at_site = resized(key_maps, _map_shape(site, latent))
+        keys[name] = key_embedding(embeddings(at_site, seen[name][1], settings.centre)).float().cpu()
+    return Statistics(
+        prompt=prompt.text,
+        words=tuple(word.text for word in prompt.words),
+        key_words=key_words,
+        maps=whole.cpu(),
+        masks=masks.view_as(whole).cpu(),
+        empty=tuple(empty.nonzero().flatten().tolist()),
+        similarity=similarity,
+        tau=taus(similarity, key_words, settings.lambda_tau),
+        keys=keys,
+    )
+
+
+def spatial(
+    model: Model, gates: Mapping[str, Gate], step: int, hidden: Mapping[str, Tensor], latent: tuple[int, int]
+) -> tuple[Spatial, ...]:
+    """S of each gated layer from the target row's hidden states [N, C] at one step of the edit; latent: its shape."""
+    shape = {site.name: _map_shape(site, latent) for site in model.unet.sites}
+    return tuple(
+        Spatial(name, step, replace(gates[name], scale=1.0).weights(found).cpu().view(shape[name]))
+        for name, found in hidden.items()
+    )
+
+
+def _map_shape(site: Site, latent: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a layer's map, for latents of this shape."""
+    return latent[0] // site.stride, latent[1] // site.stride
+
+
+def measure(
+    sd: Model,
+    source: Prompt,
+    target: Prompt,
+    seed: int,
+    run: Run,
+    settings: Settings,
+    tick: Callable[[], None] = lambda: None,
+) -> Statistics:
+    """AdapEdit's statistics pass: the target (or source) prompt alone, from the noise of `seed`."""
+    prompt, key_words, _ = subject(source, target)
+    run = replace(run, steps=settings.pass_steps(run.steps))
+    looks = range(run.steps - 1 if settings.statistics == "last" else 0, run.steps)
+    watch, seen = watched(sd, settings), Average()
+    for step in run(sd, [prompt.text], [seed], tick, observe=lambda s: watch if s in looks else {}):
+        if step.index in looks:
+            seen.add(step.seen, row=1)  # conditional
+    return statistics(sd, prompt, key_words, seen.means(), settings, step.latents.shape[-2:])

@@ -1,4 +1,4 @@
-"""The embedded world and the model of it: drawn, trained, judged, shown.
+"""The embedded world and the model of it: drawn, trained, judged.
 
 Read in this order:
 ```
@@ -6,6 +6,5 @@ world/      scenes, and what captions say about them
 training/   how the embedded model was trained
 judge.py    what it can do, measured
 cuda/       trained further in minutes, on a GPU
-gallery.py  the README's picture
 ```
 """

@@ -10,9 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from minedit.config import MineditError
+from minedit.settings import Setting
 
 TRAIN_STEPS = 1000
+STEPS = Setting("DDIM steps", int, 1, TRAIN_STEPS)
 BETA_FIRST, BETA_LAST = 0.00085, 0.012
 
 
@@ -44,10 +45,9 @@ def timesteps(steps: int) -> list[int]:
     for 501 steps): prefer 10, 20, 25, 40, 50, 100. At 1000 steps there is no offset: 1000 would be past the end.
 
     Raises:
-        MineditError: steps is not an integer from 1 to 1000.
+        MineditError: steps is not a whole number from 1 to 1000.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= TRAIN_STEPS:
-        raise MineditError(f"steps is {steps!r}, expected an integer from 1 to {TRAIN_STEPS}; 50 is usual")
+    steps = STEPS.check("steps", steps)
     offset = 0 if steps == TRAIN_STEPS else 1
     return [k * (TRAIN_STEPS // steps) + offset for k in reversed(range(steps))]
 

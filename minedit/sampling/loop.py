@@ -1,24 +1,31 @@
 """The sampling loop: a generator that yields every step, so that progress, previews and early stop are the caller's.
 
 In: a model, starting latents, text rows. Out: Step after Step; the last one's `latents` is the result.
-Rows of the UNet's batch: B unconditional, then B conditional. `rules` says what attention does at each step and
-`observe` which layers to look at; both are functions of the step, 0 for pure noise.
+Rows of the UNet's batch: B unconditional, then B conditional, unless `predict` has others. `rules` says what attention
+does at each step and `observe` which layers to look at; both are functions of the step, 0 for pure noise.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from minedit.attention.rules import Attn, Rule, Seen
-from minedit.config import MineditError, check_number
+from minedit.config import MineditError
 from minedit.image import to_pil
 from minedit.sampling import ddim
 from minedit.sampling.guidance import two_way
+from minedit.settings import Setting, Settings, setting
 from minedit.stack.model import Model
+
+SIDE = Setting("of the picture", int, 1, 2**14, unit="pixels", none="as trained", late=True)
+SEED = Setting("a run each; prompts come first", int, 0, 2**63 - 1)
+Progress = Callable[[int, int], None]  # steps done and steps in all, those of every pass
+Predict = Callable[[Tensor, int, int, Attn], Tensor]  # latents, step, timestep, what attention does → their noise
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,9 @@ def sample(
     observe: Callable[[int], Mapping[str, bool]] | None = None,
     eta: float = 0.0,
     seeds: Sequence[int] = (),
+    first: int = 0,
+    after: Callable[[Step], Tensor | None] | None = None,
+    predict: Predict | None = None,
 ) -> Iterator[Step]:
     """Denoise.
 
@@ -111,29 +121,50 @@ def sample(
         observe: the layers that report into Step.seen at a step, and whether with columns; None observes nothing.
         eta: 0 deterministic ... 1 ancestral.
         seeds: one per row, needed when eta > 0: rows of one seed share every draw, whatever the batch.
+        first: the step to begin at; `latents` are those before it.
+        after: sees each step; the latents it returns, if any, take the place of the step's.
+        predict: what predicts noise, in place of `guided`.
 
     Raises:
         MineditError: the latents became NaN or infinite; it names the first step where they did.
     """
-    if context.shape[0] != 2 * latents.shape[0]:
+    if predict is None and context.shape[0] != 2 * latents.shape[0]:
         raise ValueError(f"context has {context.shape[0]} rows for {latents.shape[0]} latents, expected twice as many")
     if eta > 0 and len(seeds) != len(latents):
         raise ValueError(f"eta is {eta}: expected one seed for each of {len(latents)} rows, found {len(seeds)}")
+    if not 0 <= first < steps:
+        raise MineditError(f"the run begins at step {first}, expected one of its {steps}: nothing is left to draw")
     draw = _step_noise(seeds, latents) if eta > 0 else lambda: None
-    latents, context, finite = latents.float(), context.to(model.dtype), []
-    for index, (t, t_prev) in enumerate(ddim.schedule(steps)):
+    predict = predict or guided(model, context, guidance)
+    latents, finite = latents.float(), []
+    for index, (t, t_prev) in list(enumerate(ddim.schedule(steps)))[first:]:
         watch = observe(index) if observe else {}
         attn = Attn(attend=model.attend, rules=rules(index) if rules else {}, watch=watch, seen={})
-        batch = torch.cat([latents, latents]).to(model.dtype)  # [2B, 4, h, w]
-        times = torch.full((len(batch),), t, device=latents.device)
-        eps = two_way(*model.unet(batch, times, context, attn).float().chunk(2), guidance)
+        eps = predict(latents, index, t, attn)
         latents, x0 = ddim.step(latents, eps, t, t_prev, eta, draw())
         finite.append(latents.isfinite().all())
         if index + 1 == steps or not _waits(latents):
             flags = torch.stack(finite).tolist()
             if not all(flags):
-                raise _overflow(f"the UNet at step {flags.index(False) + 1} of {steps}", model.dtype)
-        yield Step(index, t, latents, eps, x0, attn.seen)
+                raise _overflow(f"the UNet at step {first + flags.index(False) + 1} of {steps}", model.dtype)
+        done = Step(index, t, latents, eps, x0, attn.seen)
+        changed = after(done) if after else None
+        if changed is not None:
+            latents = changed
+            done = replace(done, latents=latents)
+        yield done
+
+
+def guided(model: Model, context: Tensor, guidance: float) -> Predict:
+    """Noise of B latents by `guidance.two_way`, from 2B rows of the UNet and of context."""
+    context = context.to(model.dtype)
+
+    def predict(latents: Tensor, step: int, t: int, attn: Attn) -> Tensor:
+        batch = torch.cat([latents, latents]).to(model.dtype)  # [2B, 4, h, w]
+        times = torch.full((len(batch),), t, device=latents.device)
+        return two_way(*model.unet(batch, times, context, attn).float().chunk(2), guidance)
+
+    return predict
 
 
 def _step_noise(seeds: Sequence[int], latents: Tensor) -> Callable[[], Tensor]:
@@ -150,20 +181,27 @@ def _step_noise(seeds: Sequence[int], latents: Tensor) -> Callable[[], Tensor]:
     return draw
 
 
+class Ticks:
+    """Called after each step of a run, it tells how many are done, of how many in all. `total` may grow before."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.done, self.total = progress, 0, total
+
+    def __call__(self) -> None:
+        self.done += 1
+        if self.progress:
+            self.progress(self.done, self.total)
+
+
 @dataclass(frozen=True)
-class Run:
-    """The numbers of a sampling run. Raises MineditError where one is out of range."""
+class Run(Settings):
+    """The numbers of a sampling run."""
 
-    steps: int = 50  # 1 ... 1000
-    guidance: float = 7.5  # 0 or more
-    eta: float = 0.0  # 0 ... 1
-    height: int | None = None  # of the picture, pixels; None: as trained
-    width: int | None = None
-
-    def __post_init__(self) -> None:
-        ddim.timesteps(self.steps)
-        check_number("guidance", self.guidance)
-        check_number("eta", self.eta, 1)
+    steps: int = field(default=50, metadata={"setting": ddim.STEPS})
+    guidance: float = setting(7.5, "classifier-free guidance scale", low=0)
+    eta: float = setting(0.0, "0 deterministic to 1 ancestral sampling", low=0, high=1)
+    height: int | None = field(default=None, metadata={"setting": SIDE})
+    width: int | None = field(default=None, metadata={"setting": SIDE})
 
     @torch.inference_mode()
     def __call__(
@@ -174,22 +212,30 @@ class Run:
         tick: Callable[[], None],
         rules: Callable[[int], Mapping[str, Rule]] | None = None,
         observe: Callable[[int], Mapping[str, bool]] | None = None,
+        begin: Tensor | None = None,
+        first: int = 0,
+        after: Callable[[Step], Tensor | None] | None = None,
+        predict: Predict | None = None,
     ) -> Iterator[Step]:
         """Sample the prompts from the noise of their seeds, without gradients, and call `tick` after each step.
 
-        rules, observe: as in `sample`. Raises MineditError where height or width cannot be halved as often as the model
-        does, and for a model that wants more than noise and text.
+        begin: latents, in place of that noise. The rest as in `sample`; `after` is called outside of inference mode.
+        Raises MineditError where height or width cannot be halved as often as the model does, and for a model that
+        wants more than noise and text where nothing else predicts.
         """
-        if (channels := sd.config.unet.in_channels) != sd.config.vae.z_channels:
+        if not predict and (channels := sd.config.unet.in_channels) != sd.config.vae.z_channels:
             fault = f"{sd.config.name} reads {channels} channels, a photo's among them"
             raise MineditError(
                 f"{fault}; expected a model that reads {sd.config.vae.z_channels}, as Stable Diffusion v1"
             )
         multiple = sd.config.vae.factor * 2 ** (len(sd.config.unet.channels) - 1)
         for name, side in (("height", self.height), ("width", self.width)):
-            if side is not None and (type(side) is not int or side < 1 or side % multiple):
+            whole = isinstance(side, Integral) and not isinstance(side, bool)
+            if side is not None and (not whole or side < 1 or side % multiple):
                 raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
-        latents, rows = start(sd, seeds, self.height, self.width), context(sd, prompts)
-        for step in sample(sd, latents, rows, self.steps, self.guidance, rules, observe, self.eta, seeds):
+        latents = start(sd, seeds, self.height, self.width) if begin is None else begin
+        hooks = first, torch.inference_mode(False)(after) if after else None, predict
+        rows, numbers = context(sd, prompts), (self.steps, self.guidance, rules, observe, self.eta, seeds)
+        for step in sample(sd, latents, rows, *numbers, *hooks):
             tick()
             yield step

@@ -4,6 +4,7 @@ Read in this order:
 ```
 workers.py      several processes
 muon.py         an optimiser
+log.py          a training's figures, as a table
 fit.py          one training run that resumes where it was stopped
 vocabulary.py   CLIP's tokenizer, trimmed
 grounding.py    attention that leaves what its word names costs

@@ -10,7 +10,6 @@ saves.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 import os
@@ -27,7 +26,7 @@ from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from minedit.config import MineditError
-from minedit.image import write_whole
+from minedit.picturebook.training.log import forget, log
 from minedit.picturebook.training.muon import Muon
 from minedit.picturebook.training.workers import add_up, worker, workers
 from minedit.picturebook.world.draw import stream
@@ -125,7 +124,7 @@ def fit(
     asked = {"steps": run.steps, "warmup": run.warmup, "seed": run.seed, "workers": workers()}
     asked["weights"] = fingerprint(module)
     start, seconds = _resume(run.folder / "state.pt", module, optimisers, average, asked)
-    _forget(run.folder / "log.csv", start)
+    forget(run.folder / "log.csv", start)
     totals: dict[str, float] = {}
     tick, logged = time.monotonic(), start
     first = worker() == 0  # which alone reports and saves
@@ -159,7 +158,7 @@ def fit(
                 with _averaged(module, average):
                     row |= evaluate(module)
                 tick = time.monotonic()
-            _log(run.folder / "log.csv", {"step": done, "seconds": round(seconds), **row})
+            log(run.folder / "log.csv", {"step": done, "seconds": round(seconds), **row})
             bar.set_postfix({key: f"{value:.4f}" for key, value in row.items()})
         if saving:
             _save(run.folder / "state.pt", module, optimisers, average, asked | {"step": done, "seconds": seconds})
@@ -242,41 +241,3 @@ def _averaged(module: nn.Module, average: EMA | None) -> Iterator[None]:
 def _put(module: nn.Module, values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         module.get_parameter(name).copy_(value)
-
-
-def _forget(path: Path, step: int) -> None:
-    """Leave out the rows of steps after `step`, which a run that was stopped between two saves takes again."""
-    rows = _rows(path) if worker() == 0 else []
-    kept = [row for row in rows if int(row["step"]) <= step]
-    if len(kept) < len(rows):
-        _write_rows(path, list(rows[0]), kept)
-
-
-def _log(path: Path, row: dict[str, float]) -> None:
-    """Append a row; columns that appear only in some rows stay empty in the others."""
-    rows = _rows(path)
-    columns = list(dict.fromkeys([*(rows[0] if rows else []), *row]))
-    if rows and list(rows[0]) == columns:
-        with path.open("a", newline="") as file:
-            csv.DictWriter(file, columns).writerow(row)
-    else:
-        _write_rows(path, columns, [*rows, row])
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _write_rows(path: Path, columns: list[str], rows: list[dict]) -> None:
-    """The whole table, or what was there before."""
-
-    def write(part: Path) -> None:
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_whole(path, write)

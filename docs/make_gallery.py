@@ -1,4 +1,4 @@
-"""Twelve edits by the embedded model as one picture, the README's: `python -m minedit.picturebook.gallery OUT.png`."""
+"""Twelve edits by the embedded model as one picture, the README's: `python docs/make_gallery.py OUT.png`."""
 
 from __future__ import annotations
 

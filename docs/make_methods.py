@@ -1,0 +1,42 @@
+"""docs/methods.md, made from the settings' own fields: `make methods` writes it anew."""
+
+from dataclasses import fields
+from pathlib import Path
+
+from minedit.methods.choose import METHODS
+from minedit.sampling.loop import SEED, Run
+from minedit.settings import settings
+
+HEAD = """# Methods and their settings
+
+`minedit edit --method NAME` and `minedit.edit(sd, source, target, "NAME")` take each of these. A setting is a keyword
+of `minedit.edit` and, with dashes, an option of the command line. This page is made from the code by `make methods`.
+
+To add a method, write a frozen dataclass of settings with a function `prepare(job) -> Way`
+(`minedit/methods/__init__.py` says what a Way can do) and give it a name: `minedit.METHODS["mine"] = Mine`.
+"""
+
+
+def table(rows) -> str:
+    lines = ["| setting | default | values | |", "| --- | --- | --- | --- |"]
+    for name, default, each in rows:
+        default = each.none if default is None else "" if default == () else default
+        values = f"{each.range or 'any'} {each.unit}".strip() if each.kind in (int, float) else each.expected
+        lines.append(f"| `{name}` | {default} | {values} | {each.help} |")
+    return "\n".join(lines)
+
+
+def rows_of(kind):
+    return [(field.name, field.default, settings(kind)[field.name]) for field in fields(kind)]
+
+
+def page() -> str:
+    parts = [HEAD, "## Every run\n", table([("seed", 0, SEED), *rows_of(Run)])]
+    for method, kind in METHODS.items():
+        parts.append(f"\n## {method}\n\n{' '.join(kind.__doc__.split())}\n")
+        parts += [table(rows_of(kind))] if fields(kind) else []
+    return "\n".join(parts).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("methods.md").write_text(page(), encoding="utf-8")

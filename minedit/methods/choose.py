@@ -1,0 +1,31 @@
+"""The methods by name, and the settings of one. A new method is a file and a line in METHODS."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+from minedit.config import MineditError
+from minedit.methods.adapedit import AdapEditConfig
+from minedit.methods.fixedseed import FixedSeedConfig
+from minedit.methods.p2p import P2PConfig
+from minedit.settings import Settings
+
+METHODS: dict[str, type[Settings]] = {  # name → its settings, which `prepare` an edit; the first is the default
+    "adapedit": AdapEditConfig,
+    "p2p": P2PConfig,
+    "fixed-seed": FixedSeedConfig,
+}
+DEFAULT = next(iter(METHODS))
+
+
+def method_settings(method: str, given: Settings | None, overrides: Mapping[str, object]) -> Settings:
+    """The settings of a method, those given or its defaults, with single fields replaced. Raises MineditError."""
+    if method not in list(METHODS):
+        raise MineditError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    kind = METHODS[method]
+    names = [field.name for field in fields(kind)]
+    unknown = sorted(set(overrides) - set(names))
+    if unknown:
+        raise MineditError(f"{method} has no setting {', '.join(unknown)}; it has {', '.join(names) or 'none'}")
+    if given is not None and not isinstance(given, kind):
+        raise MineditError(f"{method} got {type(given).__name__}, expected {kind.__name__}")
+    return replace(given or kind(), **overrides)

@@ -1,0 +1,15 @@
+"""The fixed seed: the target prompt from the source's noise, with no edit of attention."""
+
+from dataclasses import dataclass
+
+from minedit.methods import Job, Way
+from minedit.methods.plan import unedited
+from minedit.settings import Settings
+
+
+@dataclass(frozen=True)
+class FixedSeedConfig(Settings):
+    """The fixed seed has no settings."""
+
+    def prepare(self, job: Job) -> Way:
+        return unedited(job)
