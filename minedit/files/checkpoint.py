@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from minedit import image
 from minedit.attention.choose import backend
-from minedit.config import IP2P, SD14, Config, MineditError
+from minedit.config import IP2P, SD14, Config, MineditError, shown
 from minedit.files.formats import read
 from minedit.files.layouts import LAYOUTS, Tensors, Weights, first, recognise
 from minedit.files.lora import merge
-from minedit.files.stored import shown
 from minedit.speed.fast import fast as lay_out
 from minedit.stack.model import Model
 from minedit.stack.text import TextEncoder

@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minedit.config import MineditError
+from minedit.config import LIMIT, MineditError, shown
 from minedit.files import torchfile
-from minedit.files.stored import LIMIT, Refused, Stored, contiguous, shown
+from minedit.files.stored import Refused, Stored, contiguous
 
 Contents = tuple[dict[str, Stored], dict[str, str]]  # tensors, metadata
 EXPECTED = "expected an LDM .safetensors or .ckpt of Stable Diffusion v1, or a diffusers folder"

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minedit.config import MineditError
+from minedit.config import MineditError, shown
 from minedit.files.formats import EXPECTED
-from minedit.files.stored import Stored, shown
+from minedit.files.stored import Stored
 
 Tensors = dict[str, Stored]
 

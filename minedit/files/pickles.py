@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import torch
 
-from minedit.files.stored import Refused, shown
+from minedit.config import shown
+from minedit.files.stored import Refused
 
 
 @dataclass(frozen=True)

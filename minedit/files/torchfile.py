@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
+from minedit.config import LIMIT, shown
 from minedit.files.pickles import Storage, View, described
-from minedit.files.stored import LIMIT, Refused, Stored, extent, shown
+from minedit.files.stored import Refused, Stored, extent
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of files from before torch 1.6
 
