@@ -160,13 +160,8 @@ class Config:
     def rules(self) -> list[tuple[bool, str]]:
         """What must hold between the numbers: (whether it does, in words)."""
         unet, vae, text = self.unet, self.vae, self.text
-        attended = {width for width, attends in zip(unet.channels, unet.attention, strict=False) if attends} | {
-            unet.channels[-1]
-        }
-        side, levels = self.latent_size, len(unet.channels)
-        sides = {
-            side >> level for level in range(levels) if level + 1 == levels or True in unet.attention[level : level + 1]
-        }
+        levels = len(unet.channels)
+        attended = [w for w, has in zip(unet.channels, unet.attention, strict=False) if has] + [unet.channels[-1]]
         counts = (unet.out_channels, vae.z_channels, vae.image_channels)
         multiple = vae.factor * 2 ** (levels - 1)
         grouped = [(width, part.norm_groups) for part in (unet, vae) for width in part.channels]

@@ -45,13 +45,15 @@ def check_prompts(sd: Model, prompts: dict[str, str]) -> None:
 
 def load(args: argparse.Namespace) -> Model:
     began = time.perf_counter()
-    sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast)
+    sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast, args.vae)
     chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
     where = "embedded" if args.model is None else args.model
     print(f"model {sd.config.name} ({where}), loaded in {time.perf_counter() - began:.1f} s")
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{', made for speed' * sd.fast}")
     for file, scale in sd.lora:
         print(f"  with the LoRA {file}, scale {scale:g}")
+    for note in sd.notes:
+        print(f"  note: {note}")
     return sd
 
 
@@ -108,6 +110,7 @@ def model_settings(args: argparse.Namespace, sd: Model) -> dict:
     """Which model made a picture, in the words of the command line."""
     model = {
         "model": args.model,
+        **({"vae": args.vae} if args.vae else {}),
         "device": args.device,
         "dtype": args.dtype,
         "attention": args.attention,

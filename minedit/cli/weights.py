@@ -91,6 +91,8 @@ def verify(path: Path) -> None:
     for part, tensors in found.tensors.items():
         count = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
         print(f"  {part:7}{len(tensors):5} tensors {count:13,} parameters  {', '.join(_dtypes(tensors.values()))}")
+    for note in found.notes:
+        print(f"  note: {note}")
     if found.extras:
         print(f"  not used by the model: {first(sorted(found.extras))}")
     for file in sorted({tensor.path for tensors in found.tensors.values() for tensor in tensors.values()}):
