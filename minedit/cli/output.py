@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from minedit import __version__, image
 from minedit.attention.choose import resolve
-from minedit.config import SD14, MineditError
+from minedit.config import SD14, MineditError, shown
 from minedit.edit import OnStep
 from minedit.files import checkpoint, lora
 from minedit.files.taesd import load_taesd
@@ -77,13 +77,15 @@ def preview(args: argparse.Namespace, sd: Model) -> OnStep | None:
 @contextmanager
 def folder(path: Path) -> Iterator[None]:
     """A folder that takes files, made if need be; unmade if what follows fails before it writes any."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise MineditError(f"cannot write to {path} ({error.strerror or error}); choose another --out") from error
+        raise MineditError(
+            f"cannot write to {shown(path, 300)} ({error.strerror or error}); choose another --out"
+        ) from error
     try:
         yield
     except BaseException:

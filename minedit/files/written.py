@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minedit import image
+from minedit.config import MineditError, shown
 
 
 def write(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: dict[str, str] | None = None) -> None:
@@ -26,4 +27,8 @@ def write(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: dict
             raise OSError(str(error)) from error
         part.chmod(mode)
 
-    image.write_whole(Path(path).expanduser(), save_whole)
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError as error:  # no such user
+        raise MineditError(f"cannot write {shown(path, 300)} ({error}); choose another place") from error
+    image.write_whole(place, save_whole)
