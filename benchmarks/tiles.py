@@ -43,7 +43,7 @@ TINY = (Shape("cross", 4, 1, 40, 77, 40), Shape("cross", 2, 1, 16, 77, 24))
 def candidates(shape: Shape) -> Iterator[Sizes]:
     """The default first, then each that makes sense for the shape."""
     first = kernels.shape(shape.N, shape.D, shape.T, torch.float16)
-    yield first | {"num_stages": 1}
+    yield first
     widths = {40: ((64, 0), (32, 16)), 80: ((64, 16), (128, 0)), 160: ((128, 32),)}.get(shape.D, ((32, 0),))
     pixels = [bn for bn in (16, 32, 64, 128) if bn <= shape.N and (bn >= 64 or shape.N <= 256)]
     tiles = [count for count in (1, 2, 4, 8) if count == 1 or shape.N // count >= 512]
@@ -52,7 +52,7 @@ def candidates(shape: Shape) -> Iterator[Sizes]:
             continue
         for stages in (1, 2) if count > 1 else (1,):  # without a loop there is nothing to overlap
             sizes = first | {"BN": bn, "BD": bd, "BE": be, "TILES": count, "num_warps": warps, "num_stages": stages}
-            if sizes != first | {"num_stages": 1}:
+            if sizes != first:
                 yield sizes
 
 

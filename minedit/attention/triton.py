@@ -89,13 +89,14 @@ def shape(n: int, d: int, t: int, dtype: torch.dtype) -> dict[str, int]:
     BT, BU = _split(t)
     BD, BE = (64, 0) if d == 40 else _split(d)
     return {
-        "BN": 64 if n >= 256 and narrow else 16,  # else there are too few tiles, or too few registers
+        "BN": 64 if narrow else 16,  # the least that Hopper's products take from shared memory; float32 has no others
         "BT": BT,
         "BU": BU,
         "BD": BD,
         "BE": BE,
-        "TILES": 4 if n >= 4096 and narrow else 1,
+        "TILES": 1,  # a loop takes half as many registers again
         "num_warps": 4,
+        "num_stages": 1,
     }
 
 
@@ -115,7 +116,7 @@ def _prepared(
     unit = 8 if all(s % 8 == 0 for s in strides) else 1
     strides = [s // unit for s in strides]
     sizes = shape(n, d, t, q.dtype)
-    warps = {"num_warps": sizes.pop("num_warps"), "num_stages": 1}
+    options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
     fixed = heads, d, t, unit, INTERPRETED and q.dtype == torch.bfloat16
     at = [_number(rows) for rows in routes]
     tiles = triton.cdiv(n, sizes["BN"] * sizes["TILES"])
@@ -125,11 +126,11 @@ def _prepared(
             kernel.attention,
             (tiles, heads, 1 if number else b),
             (*at, *rows, n, *strides, *fixed, *sizes.values()),
-            warps,
+            options,
         )
     if columns:
         numbers = *at[:2], n, *strides[:6], *fixed, *(sizes | {"BN": 32}).values()
-        yield _Launch(kernel.columns, (triton.cdiv(n, 32), b, 1), numbers[:-1], warps)
+        yield _Launch(kernel.columns, (triton.cdiv(n, 32), b, 1), numbers[:-1], options)
 
 
 @lru_cache(maxsize=1024)  # a run has a hundred: layers, rules, batches
