@@ -112,7 +112,7 @@ def _routed(x: Tensor, rows: tuple[int, ...] | None) -> Tensor:
 def check(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None) -> None:
     """Raises MineditError unless the shapes and rows fit together. Looks at no number: nothing waits for the device."""
     expected = (*q.shape[:2], k.shape[-2], q.shape[-1])
-    if q.ndim != 4 or k.shape != expected or v.shape != expected:
+    if q.ndim != 4 or k.shape != expected or v.shape[:-1] != expected[:-1]:  # v may be as wide as it likes
         found = ", ".join(f"{name} {list(x.shape)}" for name, x in zip("qkv", (q, k, v), strict=True))
         raise MineditError(f"attention of {found}: expected q [B,H,N,D], k and v [B,H,T,D]")
     if rule is None:

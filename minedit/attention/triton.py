@@ -21,6 +21,7 @@ from torch import Tensor
 from minedit.attention import kernel
 from minedit.attention.rules import Edit, Rule, check
 from minedit.attention.sdpa import sdpa
+from minedit.config import MineditError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # on CPU
 KEYS = 128  # most keys that stay on chip; all but the smallest self-attention has more and goes to torch's flash kernel
@@ -61,6 +62,9 @@ def attend(
     launches = _launches(layout, routes, tuple([_kind(edit) for edit in edits]), columns)
     if not launches:  # the first of its kind
         check(q, k, v, rule)
+        if v.shape != k.shape or not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
+            found = ", ".join(f"{list(x.shape)} {x.dtype} {x.device}" for x in (q, k, v))
+            raise MineditError(f"attention 'triton': q, k, v are {found}; expected one width, dtype and device")
         if any(x.stride(3) != 1 for x in (q, k, v)):
             return attend(q.contiguous(), k.contiguous(), v.contiguous(), rule, columns)
         if routes != NOWHERE and len(q) > ROUTED:
@@ -129,8 +133,9 @@ def _prepared(
             options,
         )
     if columns:
-        numbers = *at[:2], n, *strides[:6], *fixed, *(sizes | {"BN": 32}).values()
-        yield _Launch(kernel.columns, (triton.cdiv(n, 32), b, 1), numbers[:-1], options)
+        del sizes["TILES"]
+        numbers = *at[:2], n, *strides[:6], *fixed, *sizes.values()
+        yield _Launch(kernel.columns, (triton.cdiv(n, sizes["BN"]), b, 1), numbers, options)
 
 
 @lru_cache(maxsize=1024)  # a run has a hundred: layers, rules, batches
