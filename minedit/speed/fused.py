@@ -4,8 +4,7 @@
 `geglu`; each has beside it, `plain_...`, what it computes, in torch. Sums are in float32 whatever the dtype, without
 atomics, so that a result repeats bit for bit. No gradients.
 
-torch's GroupNorm copies a channels-last map to another layout, and the convolution behind it copies it back; a map's
-statistics are then three launches and SiLU one more.
+torch's GroupNorm copies a channels-last map to another layout, and the convolution behind it copies it back.
 """
 
 from __future__ import annotations
@@ -33,12 +32,11 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False, shift: Tensor 
     """`plain_group_norm`, channels-last: one launch for small maps, two for larger ones, three for a VAE's largest."""
     x = x.contiguous(memory_format=torch.channels_last)
     (b, c), pixels, groups = x.shape[:2], x.shape[2] * x.shape[3], norm.num_groups
-    w = c // groups
+    w, out = c // groups, torch.empty_like(x)
     wide = triton.next_power_of_2(w)
-    out = torch.empty_like(x)
     row = 0 if shift is None or len(shift) == 1 else shift.stride(0)
+    fixed = {"G": groups, "W": w, "SHIFT": shift is not None}
     shift = x if shift is None else shift
-    fixed = {"G": groups, "W": w, "SHIFT": shift is not x}
     given = (x, out, norm.weight, norm.bias, shift, row, pixels, norm.eps)
     with torch.cuda.device_of(x):
         size = triton.next_power_of_2(pixels) * wide
@@ -257,4 +255,3 @@ def _geglu(x, out, m, C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr):
 def _across(c: int) -> int:
     """Channels of an elementwise tile: whole lines of memory, and few beyond the last of C."""
     return min(128, max(16, c & -c)) if c & -c >= 16 else 64
-
