@@ -3,9 +3,10 @@
     python benchmarks/gpu.py [--dtype float16] [--repeats 5] [--csv FILE] [--parts attention steps pictures profile]
 
 attention: the fused kernel of an edit beside one plain call of torch's and beside `eager`. steps: one step of the UNet,
-as it is, recorded, compiled, with each kind of fused layers; decoding. pictures: pictures and edits of 512 x 512, 50
-steps. profile: the ten costliest kernels of a plain step and of an edit, and the share of launches. Times are CUDA events' medians after a warm-up; goals are for one H100 or
-H200. --tiny rehearses all of it anywhere with the embedded model and tells nothing.
+as it is, recorded, with each kind of fused layers, compiled; decoding. pictures: pictures and edits of 512 x 512, 50
+steps. profile: the ten costliest kernels of a plain step, of decoding and of an edit, and the share of launches. Times
+are CUDA events' medians after a warm-up; goals are for one H100 or H200.
+--tiny rehearses all of it anywhere with the embedded model and tells nothing.
 """
 
 from __future__ import annotations
@@ -144,10 +145,9 @@ def steps(args: argparse.Namespace) -> Rows:
             if kind in ("last", "compile-last"):
                 unet.to(memory_format=torch.channels_last)
             if isinstance(kind, tuple):
-                with torch.inference_mode(False):
-                    lay_out(unet)
-                    if kind and (fuse := fusing(sd.device)):
-                        fuse(unet, kind)
+                lay_out(unet)
+                if kind and (fuse := fusing(sd.device)):
+                    fuse(unet, kind)
             forward = unet.forward
             if "compile" in str(kind):
                 forward = torch.compile(forward, dynamic=False)

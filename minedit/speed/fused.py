@@ -49,15 +49,15 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False, shift: Tensor 
         rows = TILE // (at_once * wide)
         chunk = triton.cdiv(triton.cdiv(pixels, k), rows) * rows
         moments = torch.empty(2, b, k, groups, dtype=torch.float32, device=x.device)
-        _moments[(k, triton.cdiv(groups, at_once), b)](
-            x, moments, shift, row, pixels, **fixed, K=k, CHUNK=chunk, BG=at_once, BW=wide, ROWS=rows, num_warps=8
-        )
+        sizes = {"K": k, "CHUNK": chunk, "BG": at_once, "BW": wide, "ROWS": rows, "num_warps": 8}
+        _moments[(k, triton.cdiv(groups, at_once), b)](x, moments, shift, row, pixels, **fixed, **sizes)
         if k == MANY:
             parts, moments, k = moments, torch.empty(2, b, 1, groups, dtype=torch.float32, device=x.device), 1
             _join[(groups, b)](parts, moments, pixels, chunk, G=groups, W=w, K=MANY, num_warps=4)
         across = _across(c)
+        sizes = {"K": k, "BC": across, "ROWS": 4096 // across, "SILU": silu, "num_warps": 4}
         _apply[(triton.cdiv(pixels * across, 4096), triton.cdiv(c, across), b)](
-            *given, moments, chunk, **fixed, K=k, BC=across, ROWS=4096 // across, SILU=silu, num_warps=4
+            *given, moments, chunk, **fixed, **sizes
         )
     return out
 
@@ -76,7 +76,7 @@ def _small(x, out, weight, bias, shift, shift_row, pixels, eps, G: tl.constexpr,
     if SHIFT:
         h += tl.load(shift + b * shift_row + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
         h = tl.where(mask, h, 0.0)
-    n = (pixels * W).to(tl.float32)
+    n = pixels * W * 1.0
     h = tl.where(mask, h - tl.sum(tl.sum(h, axis=1), axis=0) / n, 0.0)
     scale = tl.rsqrt(tl.sum(tl.sum(h * h, axis=1), axis=0) / n + eps)
     scale *= tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
@@ -89,7 +89,7 @@ def _small(x, out, weight, bias, shift, shift_row, pixels, eps, G: tl.constexpr,
 @triton.jit
 def _moments(x, moments, shift, shift_row, pixels, G: tl.constexpr, W: tl.constexpr, SHIFT: tl.constexpr, K: tl.constexpr,
              CHUNK: tl.constexpr, BG: tl.constexpr, BW: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """Of BG groups and a chunk of the pixels: means, and sums of squared distances to them. moments: [2,B,K,G]."""
+    """Of BG groups and a chunk of the pixels: means, and sums of squared distances to them, [2,B,K,G]. Chan, 1979."""
     k, b = tl.program_id(0), tl.program_id(2)
     group, inner = tl.program_id(1) * BG + tl.arange(0, BG), tl.arange(0, BW)
     channel = (group * W)[:, None] + inner[None, :]  # [BG, BW]
@@ -110,7 +110,7 @@ def _moments(x, moments, shift, shift_row, pixels, G: tl.constexpr, W: tl.conste
         middle = tl.sum(tl.sum(h, axis=2), axis=0) / tl.maximum(new, 1.0)  # [BG]
         h = tl.where(mask, h - middle[None, :, None], 0.0)
         step = middle - mean
-        square += tl.sum(tl.sum(h * h, axis=2), axis=0) + step * step * (new * (both - new) / both)  # Chan et al., 1979
+        square += tl.sum(tl.sum(h * h, axis=2), axis=0) + step * step * (new * (both - new) / both)
         mean += step * (new / both)
     at = (b * K + k) * G + group
     tl.store(moments + at, mean, mask=group < G)
@@ -124,7 +124,7 @@ def _joined(moments, b, rows, group, pixels, chunk, G: tl.constexpr, W: tl.const
     at = ((b * K + k) * G)[:, None] + group[None, :]
     means, squares = tl.load(moments + at), tl.load(moments + rows * (K * G) + at)  # [K, N]
     n = (tl.maximum(tl.minimum(pixels - k * chunk, chunk), 0) * W).to(tl.float32)[:, None]
-    mean = tl.sum(means * n, axis=0) / (pixels * W).to(tl.float32)
+    mean = tl.sum(means * n, axis=0) / (pixels * W * 1.0)
     far = means - mean[None, :]
     return mean, tl.sum(squares + n * far * far, axis=0)
 
@@ -155,7 +155,7 @@ def _apply(x, out, weight, bias, shift, shift_row, pixels, eps, moments, chunk, 
         centre, square = _joined(moments, b, rows, group, pixels, chunk, G, W, K)
     if SHIFT:
         centre -= tl.load(shift + b * shift_row + channel, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(square / (pixels * W).to(tl.float32) + eps)
+    scale = tl.rsqrt(square / (pixels * W * 1.0) + eps)
     scale *= tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     y = (h - centre[None, :]) * scale[None, :]
     y += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
@@ -174,10 +174,9 @@ def add(x: Tensor, h: Tensor, bias: Tensor) -> Tensor:
     x, h = (each.contiguous(memory_format=torch.channels_last) for each in (x, h))
     out, c = torch.empty_like(x), x.shape[1]
     m, across = x.numel() // c, _across(c)
+    grid = triton.cdiv(m * across, 4096), triton.cdiv(c, across)
     with torch.cuda.device_of(x):
-        _add[(triton.cdiv(m * across, 4096), triton.cdiv(c, across))](
-            x, h, bias, out, m, C=c, BC=across, ROWS=4096 // across, num_warps=4
-        )
+        _add[grid](x, h, bias, out, m, C=c, BC=across, ROWS=4096 // across, num_warps=4)
     return out
 
 
@@ -204,11 +203,9 @@ def add_layer_norm(x: Tensor, h: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Te
     total, out, c = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
     m = x.numel() // c
     rows = 4 if m >= 4096 else 1
+    sizes = {"C": c, "BC": triton.next_power_of_2(c), "ROWS": rows, "num_warps": 8 if rows * c > 2048 else 4}
     with torch.cuda.device_of(x):
-        _add_layer_norm[(triton.cdiv(m, rows),)](
-            x, h, norm.weight, norm.bias, total, out, m, norm.eps,
-            C=c, BC=triton.next_power_of_2(c), ROWS=rows, num_warps=8 if rows * c > 2048 else 4,
-        )  # fmt: skip
+        _add_layer_norm[(triton.cdiv(m, rows),)](x, h, norm.weight, norm.bias, total, out, m, norm.eps, **sizes)
     return total, out
 
 

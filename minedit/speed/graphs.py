@@ -51,7 +51,7 @@ def _pool() -> tuple[int, int]:
 
 @contextmanager
 def searched() -> Iterator[None]:
-    """In it cuDNN runs several algorithms for each shape of a convolution that it has not met, and takes the fastest."""
+    """In it cuDNN tries its algorithms for each shape of a convolution that it has not met, and takes the fastest."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield
@@ -70,8 +70,8 @@ class _Recording:
 class Recorded:
     """`UNet.forward` that records each kind of step at its first call and replays it at the others.
 
-    The text and rules' tensors must not be written to after they were given: they are told apart by identity. Raises MineditError
-    where a step cannot be recorded, as with an attention function that waits for the GPU.
+    The text and rules' tensors must not be written to after they were given: they are told apart by identity. Raises
+    MineditError where a step cannot be recorded, as with an attention function that waits for the GPU.
     """
 
     def __init__(self, forward: Forward, record: Record = cuda_graph) -> None:
