@@ -3,7 +3,6 @@
 `group_norm` (with what is added before it and SiLU behind it), `add` (two branches and a bias), `add_layer_norm` and
 `geglu`; each has beside it, `plain_...`, what it computes, in torch. Sums are in float32 whatever the dtype, without
 atomics, so that a result repeats bit for bit. No gradients.
-
 torch's GroupNorm copies a channels-last map to another layout, and the convolution behind it copies it back.
 """
 
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 IN_REGISTERS = 32768  # numbers of a group, padded, that one program holds: such maps are read once
 TILE = 16384  # numbers, padded, of which one program takes the moments at a time
 CHUNKS = 16  # pieces of a map, each with its own moments; so few are joined by every program that needs them,
-MANY = 128  # so many, of maps of more than LARGE pixels, by a launch of its own
-LARGE = 16384
+MANY, LARGE = 128, 16384  # so many, of maps of more than LARGE pixels, by a launch of its own
 
 
 def plain_group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False, shift: Tensor | None = None) -> Tensor:
@@ -39,8 +37,7 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False, shift: Tensor 
     shift = x if shift is None else shift
     given = (x, out, norm.weight, norm.bias, shift, row, pixels, norm.eps)
     with torch.cuda.device_of(x):
-        size = triton.next_power_of_2(pixels) * wide
-        if size <= IN_REGISTERS:
+        if (size := triton.next_power_of_2(pixels) * wide) <= IN_REGISTERS:
             warps = 16 if size > 8192 else 8 if size > 2048 else 4
             _small[(groups, b)](*given, **fixed, BP=size // wide, BW=wide, SILU=silu, num_warps=warps)
             return out
@@ -87,8 +84,8 @@ def _small(x, out, weight, bias, shift, shift_row, pixels, eps, G: tl.constexpr,
 
 
 @triton.jit
-def _moments(x, moments, shift, shift_row, pixels, G: tl.constexpr, W: tl.constexpr, SHIFT: tl.constexpr, K: tl.constexpr,
-             CHUNK: tl.constexpr, BG: tl.constexpr, BW: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+def _moments(x, moments, shift, shift_row, pixels, G: tl.constexpr, W: tl.constexpr, SHIFT: tl.constexpr,
+             K: tl.constexpr, CHUNK: tl.constexpr, BG: tl.constexpr, BW: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """Of BG groups and a chunk of the pixels: means, and sums of squared distances to them, [2,B,K,G]. Chan, 1979."""
     k, b = tl.program_id(0), tl.program_id(2)
     group, inner = tl.program_id(1) * BG + tl.arange(0, BG), tl.arange(0, BW)
@@ -231,8 +228,7 @@ def plain_geglu(x: Tensor) -> Tensor:
 
 def geglu(x: Tensor) -> Tensor:
     """`plain_geglu` in one launch."""
-    x = x.contiguous()
-    c = x.shape[-1] // 2
+    x, c = x.contiguous(), x.shape[-1] // 2
     out, m = x.new_empty(*x.shape[:-1], c), x.numel() // (2 * c)
     with torch.cuda.device_of(x):
         _geglu[(triton.cdiv(m, 16), triton.cdiv(c, 256))](x, out, m, C=c, BC=256, ROWS=16, num_warps=4)
