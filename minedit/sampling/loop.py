@@ -109,8 +109,8 @@ def sample(
 ) -> Iterator[Step]:
     """Denoise.
 
-    NaN or infinity anywhere in the UNet stays in the latents, so each step leaves a flag about them on the device and
-    all are read with the last, before it is yielded: reading one makes a GPU wait. On the CPU each is read at once.
+    NaN or infinity anywhere in the UNet stays in the latents, so each step leaves the largest of them on the device
+    and all are read with the last, before it is yielded: reading one makes a GPU wait. On the CPU each is read at once.
 
     Args:
         latents: [B, 4, h, w], noise of unit variance (`start`).
@@ -136,15 +136,15 @@ def sample(
         raise MineditError(f"the run begins at step {first}, expected one of its {steps}: nothing is left to draw")
     draw = _step_noise(seeds, latents) if eta > 0 else lambda: None
     predict = predict or guided(model, context, guidance)
-    latents, finite = latents.float(), []
+    latents, largest = latents.float(), []
     for index, (t, t_prev) in list(enumerate(ddim.schedule(steps)))[first:]:
         watch = observe(index) if observe else {}
         attn = Attn(attend=model.attend, rules=rules(index) if rules else {}, watch=watch, seen={})
         eps = predict(latents, index, t, attn)
         latents, x0 = ddim.step(latents, eps, t, t_prev, eta, draw())
-        finite.append(latents.isfinite().all())
+        largest.append(latents.abs().amax())  # NaN if one is
         if index + 1 == steps or not _waits(latents):
-            flags = torch.stack(finite).tolist()
+            flags = torch.stack(largest).isfinite().tolist()
             if not all(flags):
                 raise _overflow(f"the UNet at step {first + flags.index(False) + 1} of {steps}", model.dtype)
         done = Step(index, t, latents, eps, x0, attn.seen)

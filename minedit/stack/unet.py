@@ -189,6 +189,7 @@ class UNet(nn.Module):
     """`sites` lists its attention layers in the order in which they run."""
 
     fast = False  # whether speed/fast.py changed its layers
+    unfused = False  # whether it had to leave them torch's own on a GPU, for want of Triton
 
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
