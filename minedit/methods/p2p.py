@@ -9,14 +9,17 @@ aligned by `difflib`, a target token of a replaced word reads the mean of the so
 over the number of target tokens, the same for one token each), and padding follows the end of the text.
 """
 
+import re
 from dataclasses import dataclass
 
 from minedit.config import MineditError
 from minedit.methods import Job, Way, WordPlan
 from minedit.methods.plan import Plan, cross_sites, injected_sites, per_token, unedited
-from minedit.settings import Settings, setting
+from minedit.settings import SHOWN, Settings, setting
 from minedit.stack.model import Model
-from minedit.stack.tokens import Alignment, Prompt, align, column_map
+from minedit.stack.tokens import Alignment, Prompt, Tokenizer, align, column_map
+
+NUMBER = re.compile(r"[0-9]{1,9}")  # a text that may be an index
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class P2PConfig(Settings):
     cross_steps: float = setting(0.8, "fraction of the steps with the source's cross-attention", low=0, high=1)
     self_steps: float = setting(0.4, "fraction of the steps with the source's self-attention", low=0, high=1)
     reweight: tuple[tuple[str | int, float], ...] = setting(
-        (), "weight of a target word; a repeated word by its index", dict
+        (), "weight of a target word or phrase; a repeated word by its index", dict
     )
 
     def prepare(self, job: Job) -> Way:
@@ -44,7 +47,8 @@ def plan(model: Model, source: Prompt, target: Prompt, steps: int, settings: P2P
     kept = [cross if replace or pair.kind == "kept" else 0 for pair in alignment.pairs]
     weights = [1.0] * len(target.words)
     for word, factor in settings.reweight:
-        weights[word_index(target, word)] = float(factor)
+        for index in word_indices(model.tokenizer, target, word):
+            weights[index] = float(factor)
     return Plan(
         cross_sites=cross_sites(model.unet.sites),
         self_sites=injected_sites(model.unet.sites, model.config),
@@ -68,18 +72,26 @@ def is_replacement(source: Prompt, target: Prompt, alignment: Alignment) -> bool
     return same and all(pair.kind != "inserted" for pair in alignment.pairs)
 
 
-def word_index(prompt: Prompt, word: str | int) -> int:
-    """The index of a word given by text (which must occur once) or by index."""
-    texts = [w.text.lower() for w in prompt.words]
-    if isinstance(word, int):
-        if 0 <= word < len(texts):
-            return word
-        raise MineditError(f"word {word} of the target prompt, which has {len(texts)}; expected 0 to {len(texts) - 1}")
-    found = [index for index, text in enumerate(texts) if text == word.lower()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise MineditError(
-            f"the word {word!r} stands at {found} in the target prompt; give one of these indices instead"
-        )
-    raise MineditError(f"the word {word!r} is not in the target prompt; its words are {', '.join(texts)}")
+def word_indices(tokenizer: Tokenizer, prompt: Prompt, word: str | int) -> tuple[int, ...]:
+    """The words of `prompt` that a text or an index names.
+
+    A text is read as a prompt is: it names the run of words it is split into, "sitting boy", "t-shirt" or "boy's" all
+    of its pieces, and must stand in the prompt once. A number written as text is a word of the prompt first ("3 boys"),
+    an index where no such word stands there. Raises MineditError.
+    """
+    texts = [w.text for w in prompt.words]
+    if isinstance(word, str):
+        wanted = [w.text for w in tokenizer.encode(word).words] if len(word) <= len(prompt.text) else []
+        starts = [i for i in range(len(texts)) if wanted and texts[i : i + len(wanted)] == wanted]
+        if len(starts) == 1:
+            return tuple(range(starts[0], starts[0] + len(wanted)))
+        if starts:
+            what = f"{'word' if len(wanted) == 1 else 'phrase'} {word!r} stands at {starts} in the target prompt"
+            each = "one of these indices" if len(wanted) == 1 else "the indices of its words"
+            raise MineditError(f"the {what}; give {each} instead")
+        if not NUMBER.fullmatch(word):
+            what = f"the word {word[:SHOWN]!r} is not in the target prompt"
+            raise MineditError(f"{what}; its words are {', '.join(texts)}")
+    if 0 <= int(word) < len(texts):
+        return (int(word),)
+    raise MineditError(f"word {word} of the target prompt, which has {len(texts)}; expected 0 to {len(texts) - 1}")
