@@ -63,7 +63,7 @@ def generate(
         steps: DDIM steps, 1 ... 1000.
         guidance: classifier-free guidance scale, 0 or more.
         eta: 0 deterministic ... 1 ancestral sampling.
-        height, width: of the pictures, in pixels; None: as trained. Multiples of 64 for Stable Diffusion.
+        height, width: of the pictures, in pixels; None: as trained. Multiples of 8 for Stable Diffusion.
         progress: called after every step.
         on_step: called with every `Step` of the pictures: for previews, or to stop by raising.
 

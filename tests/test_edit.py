@@ -282,16 +282,21 @@ def test_generates_mistakes_likewise(sd, wrong):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_pictures_of_other_shapes(sd, method):
-    """The small model's latents are 1/8 of the picture, and its UNet halves them once."""
-    res = minedit.edit(sd, BOY, SITTING, method, seed=1, height=80, width=112, **SHORT)
-    assert res.source.size == res.edited.size == (112, 80) and res.edited_latent.shape == (1, 4, 10, 14)
-    assert (res.settings["height"], res.settings["width"]) == (80, 112)
-    alone = minedit.generate(sd, BOY, seed=1, height=80, width=112, **SHORT)
+@pytest.mark.parametrize("h, w", [(10, 14), (9, 13), (1, 7)])
+def test_pictures_of_other_shapes(sd, method, h, w):
+    """The small model's latents are 1/8 of the picture, and its UNet halves them once, rounding up."""
+    height, width = 8 * h, 8 * w
+    res = minedit.edit(sd, BOY, SITTING, method, seed=1, height=height, width=width, **SHORT)
+    assert res.source.size == res.edited.size == (width, height) and res.edited_latent.shape == (1, 4, h, w)
+    assert (res.settings["height"], res.settings["width"]) == (height, width)
+    alone = minedit.generate(sd, BOY, seed=1, height=height, width=width, **SHORT)
     assert relative(res.source_latent, alone.latents) < 1e-4
     if method == "adapedit":
-        assert res.statistics.maps.shape == (6, 10, 14)
-        assert {tuple(seen.map.shape) for seen in res.statistics.spatial} == {(10, 14), (5, 7)}
+        shapes = {(h, w), (-(-h // 2), -(-w // 2))}
+        assert res.statistics.maps.shape == (6, h, w)
+        assert {tuple(seen.map.shape) for seen in res.statistics.spatial} == shapes
+        one = minedit.edit(sd, BOY, SITTING, seed=1, height=height, width=width, fwt="one-pass", **SHORT)
+        assert one.statistics.maps.shape == (6, h, w)
 
 
 def test_a_model_that_reads_a_photo_too_is_an_error(sd):
@@ -300,9 +305,9 @@ def test_a_model_that_reads_a_photo_too_is_an_error(sd):
         minedit.generate(photo, BOY, **SHORT)
 
 
-@pytest.mark.parametrize("side", [0, -16, 24, 64.0, True])
-def test_a_side_that_cannot_be_halved_is_an_error(sd, side):
-    with pytest.raises(MineditError, match="height is .*, expected a multiple of 16 pixels for small"):
+@pytest.mark.parametrize("side", [0, -16, 20, 64.0, True])
+def test_a_side_of_no_whole_latents_is_an_error(sd, side):
+    with pytest.raises(MineditError, match="height is .*, expected a multiple of 8 pixels for small"):
         minedit.generate(sd, BOY, height=side, **SHORT)
 
 
