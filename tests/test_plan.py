@@ -216,3 +216,16 @@ def test_a_text_that_names_no_word_or_several_is_an_error(model, word, said):
     with pytest.raises(MineditError) as error:
         plan_of(model, BOY, "a red cat and a red cat", reweight={word: 2.0})
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_spread_is_a_setting_that_only_words_of_other_lengths_notice(model):
+    maps = {
+        (target, spread): plan_of(model, BOY, target, spread=spread)[0].columns
+        for target in (DOG, "a sunhat in the park")
+        for spread in ("mean", "sum")
+    }
+    assert torch.equal(maps[DOG, "mean"], maps[DOG, "sum"])
+    mean, total = maps["a sunhat in the park", "mean"], maps["a sunhat in the park", "sum"]
+    assert mean[2, 2:4].tolist() == [1, 1] and total[2, 2:4].tolist() == [0.5, 0.5]
+    with pytest.raises(MineditError, match="spread is 'half', expected mean or sum"):
+        P2PConfig(spread="half")

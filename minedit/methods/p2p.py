@@ -4,9 +4,16 @@ For the first `cross_steps` of the run the target reads the source's cross-atten
 words, some replaced): every token reads a source column. *Refine* (anything else): tokens of new words read their own.
 *Reweight* scales words' columns meanwhile. Self-attention of coarse maps is the source's for the first `self_steps`.
 
-Agrees with the released code (google/prompt-to-prompt), its step counts included, but for the aligner: words are
-aligned by `difflib`, a target token of a replaced word reads the mean of the source word's columns (released: their sum
-over the number of target tokens, the same for one token each), and padding follows the end of the text.
+Agrees with the released code (google/prompt-to-prompt), its step counts included, where every word is one token. Else:
+- Words are aligned by `difflib`, as CLIP splits them; released: *replace* by position, as blanks split them, *refine*
+  token by token. A replaced word of as many tokens goes token by token in both.
+- A word of k tokens replaced by one of m: `spread` "sum" is the released rule, each token reads 1/m of the k columns'
+  sum and the word keeps its attention; by "mean" it reads 1/k, in all m/k as much. A judge of the embedded model's
+  pictures found 80 of 80 words changed with "mean", 77 with "sum", and as much kept: benchmarks/spread.py.
+- Behind the last replaced word, if it has not as many tokens as the old one, the released *replace* reads the column at
+  the same position, not the word's own: from "a sunhat here" to "a hat here", "here" reads "hat", the end of the text
+  reads "here", and padding is shifted likewise. Here each reads its own. The released *refine* shifts padding alone.
+- The released equaliser scales every word of that text; here a text that stands twice is an error.
 """
 
 import re
@@ -28,6 +35,11 @@ class P2PConfig(Settings):
 
     cross_steps: float = setting(0.8, "fraction of the steps with the source's cross-attention", low=0, high=1)
     self_steps: float = setting(0.4, "fraction of the steps with the source's self-attention", low=0, high=1)
+    spread: str = setting(
+        "mean",
+        "what the tokens of a word read of a word of more or fewer: their mean, or a share of their sum",
+        choices=("mean", "sum"),
+    )
     reweight: tuple[tuple[str | int, float], ...] = setting(
         (), "weight of a target word or phrase; a repeated word by its index", dict
     )
@@ -41,7 +53,7 @@ class P2PConfig(Settings):
 def plan(model: Model, source: Prompt, target: Prompt, steps: int, settings: P2PConfig) -> Plan:
     """The plan of one prompt pair. Raises MineditError when a word to reweight is not in the target, or repeated."""
     alignment = align(source, target)
-    columns, has_source = column_map(source, target, alignment)
+    columns, has_source = column_map(source, target, alignment, settings.spread)
     cross = min(int(settings.cross_steps * (steps + 1)), steps)  # the released code counts steps + 1 here, not below
     replace = is_replacement(source, target, alignment)
     kept = [cross if replace or pair.kind == "kept" else 0 for pair in alignment.pairs]
