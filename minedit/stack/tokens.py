@@ -8,6 +8,7 @@ arXiv:2208.01626), for which two gaps always beat a mismatch, it knows *replaced
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -20,6 +21,9 @@ from transformers import CLIPTokenizer
 from minedit.config import MineditError
 
 QUOTE = 60  # characters of a prompt shown on each side of a cut
+FOREIGN = re.compile(  # <lora:name:1>, (word:1.3), ((word)), [word]; "(word)" alone may be prose
+    r"<(?:lora|lyco|hypernet):[^<>]*>|\([^()]*:\s*(?:\d+(?:\.\d*)?|\.\d+)\s*\)|\(\([^()]*\)\)|\[[^][]*\]", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,11 @@ class Tokenizer:
                 text = self._clip.convert_tokens_to_string(pieces[start:stop]).replace("</w>", "")
                 yield Word(text.strip(), range(start + 1, stop + 1))
                 start = stop
+
+
+def foreign(text: str) -> tuple[str, ...]:
+    """The marks of other programs, A1111's and its kin's, in a prompt: CLIP reads them as the characters they are."""
+    return tuple(dict.fromkeys(FOREIGN.findall(text)))
 
 
 @dataclass(frozen=True)
