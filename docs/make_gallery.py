@@ -10,7 +10,7 @@ from minedit.edit import edit
 from minedit.files.checkpoint import Model, load
 from minedit.image import grid, save
 
-# (source, target, seed), each seed the best of 0 to 5; the first of 0 to 35, the third of 0 to 23. All but two are soft.
+# (source, target, seed), the best of 0 to 5; the first of 0 to 35, the third of 0 to 23. All but two are soft.
 EDITS = (
     ("a boy in the park", "a sitting boy in the park", 16),
     ("a standing boy on the beach", "a running boy on the beach", 4),

@@ -1,20 +1,77 @@
-"""Sizes of the models, as frozen dataclasses. In: nothing. Out: `SD14`, `IP2P`, `PICTUREBOOK` and `MineditError`.
+"""Sizes of the models, as frozen dataclasses. Out: `SD14`, `IP2P`, `PICTUREBOOK`, `MineditError`, and foreign JSON.
 
 The numbers of SD14 and IP2P are those of the Latent Diffusion configuration file `v1-inference.yaml` and of
-InstructPix2Pix; PICTUREBOOK is the model embedded in this package.
+InstructPix2Pix; PICTUREBOOK is the model embedded in this package. What others wrote is read by `foreign_json` and
+repeated by `shown`, at every door.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from json.decoder import scanstring
+from typing import NoReturn
 
 DEEPEST, LARGEST = 16, 2**20  # levels and numbers of a config read from a file, at most
+DIGITS = 100  # of a number in foreign JSON, at most
+LIMIT = 2 * 2**20  # bytes that a file may spend on saying what is in it: seven times what the largest of SD-v1 does
 
 
 class MineditError(Exception):
     """A user's mistake, in one line: what was found, what was expected, what to do."""
+
+
+def shown(value: object, most: int = 120) -> str:
+    """Foreign text, fit for a line on a terminal: printable, and of at most `most` characters."""
+    text = str(value)
+    text = text[: most - 3] + "..." if len(text) > most else text
+    return text if text.isprintable() else ascii(text)[:most]
+
+
+def foreign_json(text: str | bytes, deepest: int = DEEPEST) -> object:
+    """The value that JSON of somebody else describes; only text may be long in it.
+
+    Raises ValueError, whose text fits into a line behind the name of the file, for what is no JSON, has more than
+    `deepest` levels, LIMIT characters beside its text or DIGITS digits in a row, names something twice, or holds NaN,
+    infinity or half a letter.
+    """
+    text = text.decode() if isinstance(text, bytes) else text
+    depth = at = beside = 0
+    while at < len(text):
+        quote = text.find('"', at)
+        piece = text[at : quote if quote >= 0 else len(text)]
+        beside += len(piece) + 2 * (quote >= 0)
+        if beside > LIMIT:
+            raise ValueError(f"it has {beside} bytes beside its text, expected {LIMIT} at most")
+        for bracket in re.finditer(r"[\[\]{}]", piece):
+            depth += 1 if bracket[0] in "[{" else -1
+            if depth > deepest:
+                raise ValueError(f"it has more than {deepest} levels")
+        if re.search(rf"\d{{{DIGITS + 1}}}", piece):
+            raise ValueError(f"it has a number of more than {DIGITS} digits")
+        if quote < 0:
+            break
+        words, at = scanstring(text, quote + 1, True)
+        if re.search("[\ud800-\udfff]", words):
+            raise ValueError(f"it has half a letter in {shown(words)}")
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_infinite, parse_float=_finite)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it has a name twice")
+    return found
+
+
+def _infinite(name: str) -> NoReturn:
+    raise ValueError(f"it has {shown(name)} for a number")
+
+
+def _finite(digits: str) -> float:
+    return value if math.isfinite(value := float(digits)) else _infinite(digits)
 
 
 @dataclass(frozen=True)
@@ -23,12 +80,7 @@ class UNetConfig:
     out_channels: int = 4
     channels: tuple[int, ...] = (320, 640, 1280, 1280)  # of each level, fine to coarse
     blocks: int = 2  # ResBlocks of a level on the way down; one more on the way up
-    attention: tuple[bool, ...] = (
-        True,
-        True,
-        True,
-        False,
-    )  # levels with SpatialTransformers; the middle has one
+    attention: tuple[bool, ...] = (True, True, True, False)  # levels with SpatialTransformers; the middle has one
     heads: int = 8  # of every layer: SD-v1 fixes the number of heads and lets their width grow, 40 to 160
     context_dim: int = 768
     norm_groups: int = 32
@@ -83,12 +135,47 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        """The Config that `to_json` wrote. Raises MineditError for other JSON, other names, types or sizes."""
+        """The Config that `to_json` wrote. Raises MineditError for other JSON, other names, types or sizes.
+
+        And for numbers that do not go together: every model described so can be built and draws.
+        """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = foreign_json(text)
+        except ValueError as error:
             raise MineditError(f"config is not JSON ({error}); expected what Config.to_json writes") from error
-        return _like(SD14, data, "config")
+        config = _like(SD14, data, "config")
+        for holds, rule in config.rules():
+            if not holds:
+                raise MineditError(f"the config describes no model: {rule}; download it again, or mend the config")
+        return config
+
+    def rules(self) -> list[tuple[bool, str]]:
+        """What must hold between the numbers: (whether it does, in words)."""
+        unet, vae, text = self.unet, self.vae, self.text
+        levels = len(unet.channels)
+        attended = [w for w, has in zip(unet.channels, unet.attention, strict=False) if has] + [unet.channels[-1]]
+        counts = (unet.out_channels, vae.z_channels, vae.image_channels)
+        multiple = vae.factor * 2 ** (levels - 1)
+        grouped = [(width, part.norm_groups) for part in (unet, vae) for width in part.channels]
+        return [
+            (unet.in_channels in (4, 8), f"the UNet reads {unet.in_channels} channels, expected 4 or 8"),
+            (counts == (4, 4, 3), f"UNet, VAE and pictures have {counts} channels, expected (4, 4, 3)"),
+            (len(unet.attention) == levels, f"the UNet has {levels} levels, attention for {len(unet.attention)}"),
+            *(
+                (not w % groups, f"norm_groups is {groups}, which does not divide {w} channels")
+                for w, groups in grouped
+            ),
+            *((not w % unet.heads, f"heads is {unet.heads}, which does not divide {w} channels") for w in attended),
+            (not unet.channels[0] % 2, f"the UNet's first width is {unet.channels[0]}, expected an even number"),
+            (not text.width % text.heads, f"heads is {text.heads}, which does not divide the text's {text.width}"),
+            (unet.context_dim == text.width, f"context_dim is {unet.context_dim}, the text's width {text.width}"),
+            (text.bos != text.eos, f"bos and eos are both {text.bos}"),
+            (max(text.bos, text.eos) < text.vocab_size, f"bos or eos is none of {text.vocab_size} tokens"),
+            (text.context_length > 2, f"context_length is {text.context_length}, expected 3 or more"),
+            (not self.image_size % multiple, f"image_size is {self.image_size}, expected a multiple of {multiple}"),
+            (self.image_size <= 2**14, f"image_size is {self.image_size}, expected {2**14} at most"),
+            (self.latent_scale > 0, f"latent_scale is {self.latent_scale}, expected more than 0"),
+        ]
 
 
 def _like(example: object, value: object, name: str) -> object:
@@ -97,7 +184,7 @@ def _like(example: object, value: object, name: str) -> object:
         names = {field.name for field in fields(example)}
         if not isinstance(value, dict) or set(value) != names:
             found = sorted(value) if isinstance(value, dict) else type(value).__name__
-            what = f"{type(example).__name__} has {str(found)[:200]}"
+            what = f"{type(example).__name__} has {shown(found, 200)}"
             raise MineditError(f"{what}, expected {sorted(names)}: written by another version?")
         return type(example)(**{key: _like(getattr(example, key), value[key], key) for key in names})
     if isinstance(example, tuple) and isinstance(value, list) and 0 < len(value) <= DEEPEST:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat, Unidentified
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from minedit.config import MineditError
+from minedit.config import MineditError, foreign_json, shown
 
 METADATA = "minedit"  # keyword of the PNG text chunk
 MARGIN = 6  # pixels, between the pictures of a grid and around its captions
@@ -82,16 +83,19 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     Makes missing folders. Raises MineditError where the file system refuses.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.parent / f".{path.name}.{os.getpid()}.part"
+    if "\0" in path.name:
+        raise MineditError(f"cannot write {shown(path)} (a zero byte in its name); choose another place")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         part.replace(path)
     except OSError as error:
-        raise MineditError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
+        fault = f"cannot write {shown(path, 300)} ({error.strerror or error})"
+        raise MineditError(f"{fault}; choose another place") from error
     finally:
-        if part.exists():
-            part.unlink()
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def save(path: str | Path, image: Image.Image, settings: Mapping | None = None) -> None:
@@ -105,6 +109,8 @@ def save(path: str | Path, image: Image.Image, settings: Mapping | None = None) 
 def settings(path: str | Path) -> dict:
     """The settings that `save` put into a PNG. Raises MineditError for files without them."""
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe has no end
+            raise MineditError(f"{path} is not a file; expected a PNG that minedit wrote")
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get(METADATA)
     except (UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
@@ -114,9 +120,10 @@ def settings(path: str | Path) -> dict:
     if text is None:
         raise MineditError(f"{path} holds no settings; expected a PNG that minedit wrote, unchanged since")
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict):
-        raise MineditError(f"the settings in {path} are damaged; expected a PNG that minedit wrote, unchanged since")
+        found = foreign_json(text)
+        if not isinstance(found, dict):
+            raise ValueError("they are no object")
+    except ValueError as error:
+        fault = f"the settings in {path} are damaged ({error})"
+        raise MineditError(f"{fault}; expected a PNG that minedit wrote, unchanged since") from error
     return found

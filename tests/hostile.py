@@ -14,7 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 
-from minedit.files.stored import LIMIT
+from minedit.config import LIMIT
 
 UNET = "model.diffusion_model."
 FLOATS = struct.pack("<4f", 1, 2, 3, 4)

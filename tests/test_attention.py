@@ -235,7 +235,7 @@ def test_auto_is_triton_on_a_gpu_where_it_runs(monkeypatch):
 
 
 def test_triton_says_what_it_lacks(monkeypatch):
-    def broken(q, k, v):
+    def broken(*_):
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setitem(sys.modules, "minedit.attention.triton", SimpleNamespace(INTERPRETED=False, attend=eager))
@@ -264,3 +264,40 @@ def test_a_users_own_function_is_called_with_the_rule():
     out = layer(*inputs, Attn(own, {"layer": rule}))
     assert calls[0].k_rows == rule.k_rows
     torch.testing.assert_close(out, layer(*inputs, Attn(sdpa, {"layer": rule})))
+
+
+@pytest.mark.parametrize("attend", [eager, sdpa])
+def test_rules_that_do_not_fit_are_refused_in_one_line(attend):
+    one, q, k, v = torch.ones(T), *qkv()
+    wrong = {
+        "q_rows is \\(0, 4, 0, 0\\), expected 4 rows": Rule(q_rows=(0, 4, 0, 0)),
+        "k_rows is \\(0,\\)": Rule(k_rows=(0,)),
+        "row is 4": Rule(edits=(Edit(4, 0, None, one, one, one),)),
+        "source is -1": Rule(edits=(Edit(3, -1, None, one, one, one),)),
+        "pin is \\[8\\], expected a tensor \\[7\\]": Rule(edits=(Edit(3, 2, None, torch.ones(8), one, one),)),
+        "columns is \\[7\\]": Rule(edits=(Edit(3, 2, one, one, one, one),)),
+        "gate is \\[7\\], expected a tensor \\[9\\]": Rule(edits=(Edit(3, 2, None, one, one, one, gate=one),)),
+        "gate is a Gate": Rule(edits=(Edit(3, 2, None, one, one, one, gate=Gate(one, 1.0, 1.0, True)),)),
+    }
+    for message, rule in wrong.items():
+        with pytest.raises(MineditError, match=message):
+            attend(q, k, v, rule)
+    for other in ((q, k[:1], v), (q, k, v[:, :1]), (q, k[..., :4], v)):
+        with pytest.raises(MineditError, match=r"attention of q \[4, 2, 9, 8\]"):
+            attend(*other)
+
+
+def test_routed_rows_are_those_rows():
+    q, k, v = qkv()
+    for rows in ((0, 1, 2, 2), (0, 0, 2, 3), (3, 2, 1, 0), (1, 2, 3, 3)):
+        for x, found in zip((q, k, v), Rule(rows, rows, rows).route(q, k, v), strict=True):
+            assert torch.equal(found, x[list(rows)])
+    assert Rule(q_rows=(0, 1, 2, 3)).route(q, k, v)[0] is q
+
+
+@pytest.mark.parametrize("wrong", [lambda q: q.double(), lambda q: q[:, :, :1]], ids=["dtype", "shape"])
+def test_a_layer_names_an_attention_function_that_returns_something_else(wrong):
+    site = Site("layer", "cross", "down", 1, 16, 2)
+    layer, x = fill(CrossAttention(site, 12)), normal("x", 2, 5, 16)
+    with pytest.raises(MineditError, match="layer: the attention function returned .*minedit kernels check"):
+        layer(x, normal("text", 2, 7, 12), Attn(lambda q, k, v, rule=None: wrong(q)))

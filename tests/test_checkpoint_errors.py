@@ -237,7 +237,7 @@ def test_options(saved, tmp_path):
         ("name", 3, "name is 3"),
         ("name", "\x1b[2J", r"name is '\x1b[2J'"),
         ("latent_scale", 1, "latent_scale is 1"),
-        ("latent_scale", float("nan"), "latent_scale is nan"),
+        ("latent_scale", float("nan"), "config is not JSON (it has NaN for a number)"),
     ],
 )
 def test_a_config_that_describes_no_model(saved, tmp_path, part, change, says):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Rule, float32
+from minedit.attention.rules import Rule, check, float32
 
 
 def eager(
     q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The specification: materialises the probabilities [B,H,N,T] and applies the rule to the letter, in float32."""
+    check(q, k, v, rule)
     rule = rule or Rule()
     q, k, v = rule.route(q, k, v)
     with float32(q):

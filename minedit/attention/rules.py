@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from minedit.config import MineditError
+
 
 @dataclass(frozen=True)
 class Site:
@@ -94,9 +96,44 @@ class Rule:
 
     def route(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v with each row read from where the rule says."""
-        chosen = zip((q, k, v), (self.q_rows, self.k_rows, self.v_rows), strict=True)
-        q, k, v = (x if rows is None else torch.stack([x[b] for b in rows]) for x, rows in chosen)
-        return q, k, v
+        return _routed(q, self.q_rows), _routed(k, self.k_rows), _routed(v, self.v_rows)
+
+
+def _routed(x: Tensor, rows: tuple[int, ...] | None) -> Tensor:
+    """x [B,H,·,D] with its rows in that order: one kernel, which copies runs of rows as the layers lay them out."""
+    if rows is None or rows == tuple(range(len(x))):
+        return x
+    starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1] + 1]
+    wide = x.transpose(1, 2)  # [B, ·, H, D], as heads lie before they are split
+    runs = [wide[rows[a] : rows[a] + b - a] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    return torch.cat(runs).transpose(1, 2)
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None) -> None:
+    """Raises MineditError unless the shapes and rows fit together. Looks at no number: nothing waits for the device."""
+    expected = (*q.shape[:2], k.shape[-2], q.shape[-1])
+    if q.ndim != 4 or k.shape != expected or v.shape[:-1] != expected[:-1]:  # v may be as wide as it likes
+        found = ", ".join(f"{name} {list(x.shape)}" for name, x in zip("qkv", (q, k, v), strict=True))
+        raise MineditError(f"attention of {found}: expected q [B,H,N,D], k and v [B,H,T,D]")
+    if rule is None:
+        return
+    batch, t = len(q), k.shape[2]
+    for name in ("q_rows", "k_rows", "v_rows"):
+        rows = getattr(rule, name)
+        if rows is not None and not (len(rows) == batch and all(0 <= row < batch for row in rows)):
+            raise MineditError(f"{name} is {rows}, expected {batch} rows of a batch of {batch}, 0 to {batch - 1}")
+    for edit in rule.edits:
+        for name in ("row", "source"):
+            if not 0 <= getattr(edit, name) < batch:
+                fault = f"{name} is {getattr(edit, name)}, expected a row of the batch, 0 to {batch - 1}"
+                raise MineditError(f"edit of row {edit.row}: {fault}")
+        for name, shape in (("pin", (t,)), ("blend", (t,)), ("own", (t,)), ("columns", (t, t)), ("gate", q.shape[2:3])):
+            x = getattr(edit, name)
+            if x is None and name in ("columns", "gate"):
+                continue
+            if not isinstance(x, Tensor) or x.shape != shape:
+                found = list(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
+                raise MineditError(f"edit of row {edit.row}: {name} is {found}, expected a tensor {list(shape)}")
 
 
 @dataclass(frozen=True, eq=False)

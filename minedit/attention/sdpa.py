@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minedit.attention.rules import Edit, Rule, float32
+from minedit.attention.rules import Edit, Rule, check, float32
 
 AT_ONCE = 2**22  # probabilities that `_columns` holds at once, unless one head has more
 
@@ -20,6 +20,7 @@ def sdpa(
 
     One call for all rows, two more for each edited row. [B,N,T] exists only when `columns` asks for it.
     """
+    check(q, k, v, rule)
     rule = rule or Rule()
     q, k, v = rule.route(q, k, v)
     values = list(v)  # of [H, T, D]

@@ -70,13 +70,19 @@ def lora(text: str) -> tuple[str, float]:
     """How to read a file and its scale; a name that ends in a colon and a number needs a scale behind it."""
     file, _, scale = text.rpartition(":")
     try:
-        return (file, number(float)(scale)) if file else (text, 1.0)
-    except argparse.ArgumentTypeError:
+        value = float(scale) if file else 1.0
+    except ValueError:
         return text, 1.0
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a finite scale behind the colon, such as {file}:1")
+    return (file, value) if file else (text, 1.0)
 
 
 # all that a picture can set beside the numbers of its run and its method's settings
-STORED = {"verb", "prompts", "source", "target", "method", "model", "lora", "device", "dtype", "fast", "attention"}
+STORED = {
+    *("verb", "prompts", "source", "target", "method"),
+    *("model", "vae", "lora", "device", "dtype", "fast", "attention"),
+}
 
 
 def setting_names() -> set[str]:
@@ -185,6 +191,7 @@ def _run_options(parser: Parser) -> None:
     group.add_argument("--preview", metavar="FILE", help=text)
     group = parser.add_argument_group("the model")
     group.add_argument("--model", metavar="PATH", help=".ckpt, .safetensors or diffusers folder; else the embedded one")
+    group.add_argument("--vae", metavar="PATH", help="a VAE's file or folder, for a model without one or in its place")
     text = "LoRA to merge, by its scale (1 without); may be given several times"
     group.add_argument("--lora", metavar="FILE[:SCALE]", type=lora, action="append", help=text)
     group.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1, mps")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from minedit import __version__, image
 from minedit.attention.choose import resolve
-from minedit.config import SD14, MineditError
+from minedit.config import SD14, MineditError, shown
 from minedit.edit import OnStep
 from minedit.files import checkpoint, lora
 from minedit.files.taesd import load_taesd
@@ -45,13 +45,15 @@ def check_prompts(sd: Model, prompts: dict[str, str]) -> None:
 
 def load(args: argparse.Namespace) -> Model:
     began = time.perf_counter()
-    sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast)
+    sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast, args.vae)
     chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
     where = "embedded" if args.model is None else args.model
     print(f"model {sd.config.name} ({where}), loaded in {time.perf_counter() - began:.1f} s")
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{', made for speed' * sd.fast}")
     for file, scale in sd.lora:
         print(f"  with the LoRA {file}, scale {scale:g}")
+    for note in sd.notes:
+        print(f"  note: {note}")
     return sd
 
 
@@ -75,13 +77,15 @@ def preview(args: argparse.Namespace, sd: Model) -> OnStep | None:
 @contextmanager
 def folder(path: Path) -> Iterator[None]:
     """A folder that takes files, made if need be; unmade if what follows fails before it writes any."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise MineditError(f"cannot write to {path} ({error.strerror or error}); choose another --out") from error
+        raise MineditError(
+            f"cannot write to {shown(path, 300)} ({error.strerror or error}); choose another --out"
+        ) from error
     try:
         yield
     except BaseException:
@@ -106,7 +110,8 @@ def progress() -> Iterator[Callable[[int, int], None]]:
 
 def model_settings(args: argparse.Namespace, sd: Model) -> dict:
     """Which model made a picture, in the words of the command line."""
-    model = {name: getattr(args, name) for name in ("model", "device", "dtype", "attention", "fast")}
+    names = ("model", *("vae",) * bool(args.vae), "device", "dtype", "attention", "fast")
+    model = {name: getattr(args, name) for name in names}
     return {**model, **lora.settings(sd), "model_name": sd.config.name, "minedit": __version__}
 
 

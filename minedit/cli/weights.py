@@ -23,6 +23,7 @@ from minedit.cli.options import Formatter, Parser
 from minedit.config import MineditError
 from minedit.files import checkpoint
 from minedit.files.checkpoint import DTYPES, Found, examine
+from minedit.files.formats import named
 from minedit.files.layouts import first
 from minedit.files.stored import Stored
 
@@ -85,17 +86,21 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 def verify(path: Path) -> None:
     """Print what the file holds. Raises MineditError where that is no whole model, as `checkpoint.load` would."""
-    path = path.expanduser()
-    found = examine(path)
+    found, path = examine(path), named(path)
     print(f"{path}: {found.config.name}, {found.layout}")
     for part, tensors in found.tensors.items():
         count = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
         print(f"  {part:7}{len(tensors):5} tensors {count:13,} parameters  {', '.join(_dtypes(tensors.values()))}")
+    for note in found.notes:
+        print(f"  note: {note}")
     if found.extras:
         print(f"  not used by the model: {first(sorted(found.extras))}")
     for file in sorted({tensor.path for tensors in found.tensors.values() for tensor in tensors.values()}):
         name = f"{file.relative_to(path)}  " if file != path else ""
-        digest = sha256(file)
+        try:
+            digest = sha256(file)
+        except OSError as error:
+            raise MineditError(f"{file} cannot be read any more ({error.strerror or error}); try again") from error
         known = f"the published {KNOWN[digest]}" if digest in KNOWN else "not one of the published files known here"
         print(f"  sha256 {name}{digest}: {known}")
 
@@ -107,7 +112,7 @@ def convert(source: Path, out: Path, dtype: str | None = None) -> None:
     """
     if out.suffix != ".safetensors":
         raise MineditError(f"{out} does not end in .safetensors, which is what convert writes; choose another name")
-    kind = dtype or _own_dtype(examine(source.expanduser()))
+    kind = dtype or _own_dtype(examine(source))
     model = checkpoint.load(source, dtype=kind)
     for part, module in (("unet", model.unet), ("vae", model.vae), ("text", model.text)):
         broken = [f"{part}.{name}" for name, x in module.state_dict().items() if not torch.isfinite(x).all()]

@@ -7,22 +7,24 @@ further name or another shape is an error that says which, never a warning.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from minedit import image
 from minedit.attention.choose import backend
-from minedit.config import IP2P, SD14, Config, MineditError
-from minedit.files.formats import read
+from minedit.config import IP2P, SD14, Config, MineditError, shown
+from minedit.files.declared import honoured
+from minedit.files.formats import EXPECTED, FOLDERS, named, read
 from minedit.files.layouts import LAYOUTS, Tensors, Weights, first, recognise
-from minedit.files.lora import merge
-from minedit.files.stored import shown
+from minedit.files.lora import LoRA, merge, pairs
+from minedit.files.stored import Files
+from minedit.files.torchnames import DTYPES as DTYPES
+from minedit.files.torchnames import torch_device, torch_dtype
+from minedit.files.vae import read_vae
+from minedit.files.written import write
 from minedit.speed.fast import fast as lay_out
 from minedit.stack.model import Model
 from minedit.stack.text import TextEncoder
@@ -30,7 +32,6 @@ from minedit.stack.tokens import Tokenizer
 from minedit.stack.unet import UNet
 from minedit.stack.vae import VAE
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CONFIG_KEY = "minedit.config"  # in the metadata of a safetensors file: Config.to_json
 # The UNet's tensors whose second size tells models apart: input channels, and the width of the text's embeddings.
 TELLING = ("input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
@@ -45,17 +46,28 @@ class Found:
     modules: dict[str, nn.Module]  # unet, vae, text: without memory
     tensors: dict[str, Tensors]  # of each module, by the names in its state dict; every one of them
     extras: list[str]  # tensors that no model is made of
+    notes: tuple[str, ...] = ()  # what its user should know
 
 
-def examine(path: Path) -> Found:
-    """Raises MineditError for what is missing, damaged or of another model."""
-    tensors, metadata = read(path)
+def examine(path: Path, vae: str | os.PathLike | None = None) -> Found:
+    """Raises MineditError for what is missing, damaged or of another model. vae: a file or folder of another VAE."""
+    path = named(path)
+    tensors, metadata = read(path, [part for part in FOLDERS if part != "vae" or vae is None])
     weights = recognise(path, tensors)
-    config = _config(path, weights, metadata)
+    config = honoured(path, _config(path, weights, metadata), metadata, weights.extras)
+    if vae is not None:
+        weights.parts["vae"], scale = read_vae(vae)
+        config = replace(config, latent_scale=scale or config.latent_scale)
+    absent = [what for part, what in (("vae", "VAE"), ("text", "text encoder")) if not weights.parts[part]]
+    if absent == ["VAE"]:
+        raise MineditError(f"{path} has no VAE; name one: --vae FILE, or load(vae=...)")
+    if absent:
+        fault = f"{path} looks like {weights.layout} but is not {config.name}: it has no {' and no '.join(absent)}"
+        raise MineditError(f"{fault}; {EXPECTED}")
     modules = _build(path, config)
     fitted = _fitted(path, weights, config, modules)
-    named, held = (dict(zip(weights.parts, each, strict=True)) for each in (modules, fitted))
-    return Found(weights.layout, config, named, held, weights.extras)
+    ours, held = (dict(zip(weights.parts, each, strict=True)) for each in (modules, fitted))
+    return Found(weights.layout, config, ours, held, list(weights.extras), weights.notes)
 
 
 def load(
@@ -63,28 +75,31 @@ def load(
     device: str = "cpu",
     dtype: str = "float32",
     attention: str = "auto",
-    lora: Sequence[tuple[str | os.PathLike, float]] = (),
+    lora: LoRA | Sequence[LoRA] = (),
     fast: bool = False,
+    vae: str | os.PathLike | None = None,
 ) -> Model:
     """The embedded model, or that of a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
 
-    dtype: float32, float16 or bfloat16. attention: see `attention.backend`. lora: files and scales, merged in this
-    order (`lora.merge`). fast: made for speed (`fast.fast`). Raises MineditError, in one line, for what is missing,
-    damaged, of another model, or cannot be used on this machine.
+    dtype: float32, float16 or bfloat16. attention: see `attention.backend`. lora: files, or files and scales, merged in
+    this order (`lora.merge`). fast: made for speed (`fast.fast`). vae: a file or folder whose VAE is taken instead.
+    Raises MineditError, in one line, for what is missing, damaged, of another model, or cannot be used on this machine.
 
-    On a CPU weights stay in a file of the same dtype, whose pages come into memory at their first use; otherwise the
-    peak is the model in `dtype` and little more. Do not write into that file; replacing or deleting it is safe.
+    On a CPU weights stay in a large file of the same dtype, whose pages come into memory at their first use; otherwise
+    the peak is the model in `dtype` and little more. Replacing or deleting that file is safe. Do not write into it nor
+    cut it short: that ends the process. `Model.notes`: what its user should know.
     """
-    kind, place = _dtype(dtype), torch_device(device)
+    kind, place = torch_dtype(dtype), torch_device(device)
     attend = backend(attention, place)
-    found, files = examine(_embedded() if path is None else Path(path).expanduser()), {}
-    for part, module in found.modules.items():
-        state = {name: stored.read(kind, files).to(place) for name, stored in found.tensors[part].items()}
-        module.load_state_dict(state, strict=True, assign=True)
-        module.to(place).eval().requires_grad_(False)
-    unet, vae, text = found.modules.values()
-    model = Model(unet, vae, text, tokenizer(found.config), found.config, attend, attention, place, kind)
-    for file, scale in lora:
+    found = examine(_embedded() if path is None else path, vae)
+    with Files() as files:
+        for part, module in found.modules.items():
+            state = {name: stored.read(kind, files).to(place) for name, stored in found.tensors[part].items()}
+            module.load_state_dict(state, strict=True, assign=True)
+            module.to(place).eval().requires_grad_(False)
+    parts = found.modules.values()
+    model = Model(*parts, tokenizer(found.config), found.config, attend, attention, place, kind, notes=found.notes)
+    for file, scale in pairs(lora):
         model = merge(model, file, scale)
     return lay_out(model) if fast else model
 
@@ -94,7 +109,7 @@ def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> Non
 
     The file appears under its name complete or not at all. Raises MineditError where it cannot be written.
     """
-    kind = model.dtype if dtype is None else _dtype(dtype)
+    kind = model.dtype if dtype is None else torch_dtype(dtype)
     prefixes = LAYOUTS[0].prefixes
     parts = {"unet": model.unet, "vae": model.vae, "text": model.text}
     tensors = {
@@ -104,22 +119,6 @@ def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> Non
     }
 
     write(tensors, path, {CONFIG_KEY: model.config.to_json(), "format": "pt"})
-
-
-def write(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: dict[str, str] | None = None) -> None:
-    """Tensors as a .safetensors file, which appears complete or not at all. Raises MineditError where it cannot."""
-    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-    def save_whole(part: Path) -> None:
-        part.touch()
-        mode = part.stat().st_mode  # the user's; save_file's own is private
-        try:
-            save_file(found, part, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        part.chmod(mode)
-
-    image.write_whole(Path(path).expanduser(), save_whole)
 
 
 def weights_folder() -> Path:
@@ -146,21 +145,6 @@ def _embedded() -> Path:
     if not path.is_file():
         raise MineditError(f"the embedded checkpoint {path} is not there; reinstall minedit or name another checkpoint")
     return path
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise MineditError(f"dtype {name!r} is unknown; expected {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def torch_device(name: str) -> torch.device:
-    try:
-        torch.zeros(1, device=name).cpu()
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without CUDA
-        reason = str(error).splitlines()[0][:80]
-        raise MineditError(f'device {name!r} cannot be used here ({reason}); expected "cpu" or one present') from error
 
 
 def _config(path: Path, weights: Weights, metadata: dict[str, str]) -> Config:

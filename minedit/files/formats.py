@@ -5,7 +5,7 @@ The container is recognised from the first bytes, never from the file's own name
 
 from __future__ import annotations
 
-import json
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,33 +13,57 @@ from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from minedit.config import MineditError
+from minedit.config import LIMIT, MineditError, foreign_json, shown
 from minedit.files import torchfile
-from minedit.files.stored import LIMIT, Refused, Stored, contiguous, shown
+from minedit.files.stored import Refused, Stored, contiguous
 
 Contents = tuple[dict[str, Stored], dict[str, str]]  # tensors, metadata
+HEADER = 100_000_000  # bytes of a safetensors file's header, at most, as its format says
 EXPECTED = "expected an LDM .safetensors or .ckpt of Stable Diffusion v1, or a diffusers folder"
 
 
-def read(path: Path) -> Contents:
-    """Raises MineditError where `path` is absent, unreadable, damaged, or no weights at all."""
-    if not path.exists():
-        raise MineditError(f"{path} does not exist; {EXPECTED}")
+def named(path: object, expected: str = EXPECTED) -> Path:
+    """The path that a user names, with its ~. Raises MineditError for what names none, or nothing that is there."""
+    if not isinstance(path, str | os.PathLike):
+        raise MineditError(f"{shown(repr(path))} is no path; {expected}")
     try:
-        return _folder(path) if path.is_dir() else _file(path)
+        found = Path(path).expanduser()
+        if found.exists():
+            return found
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, too long a name, no such user, a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise MineditError(f"{shown(path, 300)} cannot be read ({reason}); {expected}") from error
+    raise MineditError(f"{shown(found, 300)} does not exist; {expected}")
+
+
+def read(path: Path, needed: Sequence[str] = ("unet", "vae", "text_encoder")) -> Contents:
+    """Raises MineditError where `path` is absent, unreadable, damaged, or no weights at all.
+
+    needed: what a folder must hold.
+    """
+    path = named(path)
+    try:
+        return _folder(path, needed) if path.is_dir() else _file(path)
     except OSError as error:
         raise MineditError(f"{path} cannot be read ({error.strerror or _line(error)}); {EXPECTED}") from error
 
 
-def read_file(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of weights of another kind than a model; `expected` is what its errors ask for."""
+def read_other(path: Path, expected: str) -> Contents:
+    """As `read`, of weights of another kind than a model; `expected` is what its errors ask for.
+
+    Raises MineditError for a tensor with more numbers than are stored, too.
+    """
     try:
         stored, metadata = read(path)
     except MineditError as error:
         raise MineditError(str(error).replace(EXPECTED, expected)) from error
-    return {name: tensor.read(tensor.dtype) for name, tensor in stored.items()}, metadata
+    repeated = [name for name, tensor in stored.items() if tensor.repeats]
+    if repeated:
+        tensor = stored[repeated[0]]
+        what = f"{shown(repeated[0])} of shape {list(tensor.shape)}"
+        raise MineditError(f"{path} has fewer numbers than {what} needs; {expected}")
+    return stored, metadata
 
 
 def _file(path: Path) -> Contents:
@@ -78,9 +102,9 @@ def _line(error: Exception) -> str:
 def _safetensors(path: Path) -> Contents:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        if size > LIMIT:
-            raise ValueError(f"its header has {size} bytes")
-        header = json.loads(file.read(size), object_pairs_hook=_unique)
+        if size > HEADER:
+            raise ValueError(f"its header has {size} bytes, expected {HEADER} at most")
+        header = foreign_json(file.read(size))
     with safe_open(path, "np") as checked:  # that the header describes the file, byte for byte
         metadata = checked.metadata() or {}
     tensors = {}
@@ -95,28 +119,37 @@ def _safetensors(path: Path) -> Contents:
     return tensors, metadata
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("it has a name twice")
-    return found
+def _folder(path: Path, needed: Sequence[str]) -> Contents:
+    """Names begin with "unet/", "vae/" or "text_encoder/".
 
-
-def _folder(path: Path) -> Contents:
-    """Names begin with "unet/", "vae/" or "text_encoder/"; the metadata are those of the UNet's file."""
-    absent = [folder for folder in FOLDERS if not (path / folder).is_dir()]
+    The metadata are those of the UNet's file, and the texts of the folder's SETTINGS by their names.
+    """
+    absent = [folder for folder in needed if not (path / folder).is_dir()]
     if absent:
-        found = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
-        raise MineditError(f"{path} is a folder without {', '.join(absent)} (it has {found}); {EXPECTED}")
+        found = ", ".join(shown(name) for name in sorted(item.name for item in path.iterdir())[:6]) or "nothing"
+        way = "; name one: --vae FILE, or load(vae=...)" if absent == ["vae"] else f"; {EXPECTED}"
+        raise MineditError(f"{path} is a folder without {', '.join(absent)} (it has {found}){way}")
     tensors: dict[str, Stored] = {}
-    about: dict[str, dict[str, str]] = {}
-    for folder, files in FOLDERS.items():
-        file = next((path / folder / name for name in _forms(files) if (path / folder / name).is_file()), None)
+    metadata: dict[str, str] = {}
+    for folder in needed:
+        file = weights_in(path / folder, FOLDERS[folder])
         if file is None:
-            raise MineditError(f"{path / folder} has none of {', '.join(files)}; download the weights too")
-        held, about[folder] = _shards(file) if file.suffix == ".json" else _file(file)
+            raise MineditError(f"{path / folder} has none of {', '.join(FOLDERS[folder])}; download the weights too")
+        held, about = _shards(file) if file.suffix == ".json" else _file(file)
+        metadata |= about if folder == "unet" else {}
         tensors |= {f"{folder}/{name}": tensor for name, tensor in held.items()}
-    return tensors, about["unet"]
+    return tensors, metadata | {name: settings_of(path / name) for name in SETTINGS if (path / name).is_file()}
+
+
+def weights_in(folder: Path, files: Sequence[str]) -> Path | None:
+    """The preferred of the forms of `files` in a folder, if any is there."""
+    return next((folder / name for name in _forms(files) if (folder / name).is_file()), None)
+
+
+def settings_of(path: Path) -> str:
+    """The text of a small JSON file."""
+    with path.open("rb") as file:
+        return file.read(LIMIT).decode(errors="replace")
 
 
 def _forms(files: Sequence[str]) -> list[str]:
@@ -133,7 +166,7 @@ def _shards(index: Path) -> Contents:
     """The tensors that `index` lists, each in the file beside it that it names for them; and no others."""
     try:
         with index.open("rb") as file:
-            listed = json.loads(file.read(LIMIT))["weight_map"]
+            listed = foreign_json(file.read(LIMIT))["weight_map"]
         shards = sorted(set(listed.values()))
         outside = [name for name in shards if name != Path(name).name or "\\" in name]
     except (*DAMAGE, AttributeError) as error:
@@ -164,6 +197,9 @@ FOLDERS = {
     "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
     "text_encoder": ("model.safetensors", "pytorch_model.bin"),
 }
+
+# Of a diffusers folder: what it says of how its model was trained; see declared.py.
+SETTINGS = ("scheduler/scheduler_config.json", "unet/config.json", "vae/config.json", "text_encoder/config.json")
 
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},

@@ -11,9 +11,12 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minedit.config import MineditError
+import torch
+
+from minedit.config import SD14, MineditError, shown
 from minedit.files.formats import EXPECTED
-from minedit.files.stored import Stored, shown
+from minedit.files.stored import Stored
+from minedit.stack.unet import UNet
 
 Tensors = dict[str, Stored]
 
@@ -22,18 +25,23 @@ Tensors = dict[str, Stored]
 class Weights:
     layout: str  # in words, for messages
     parts: dict[str, Tensors]  # unet, vae: our names; text: "text_model." and CLIP's, as published
-    extras: list[str]  # names of tensors that no model is made of
+    extras: Tensors  # that no model is made of, by their names in the file
+    notes: tuple[str, ...] = ()  # what its user should know
 
 
 def recognise(path: Path, tensors: Tensors) -> Weights:
     """`tensors` of `path` by part. Raises MineditError for a layout not in LAYOUTS and for a name of no part."""
+    notes = ()
+    if not any(name.startswith(LAYOUTS[0].prefixes["unet"]) for name in tensors):
+        tensors, averaged = _averaged(tensors)
+        notes = (f"{path} has the UNet's average over training only; that one is read",) * averaged
     layout = _layout(path, tensors)
     parts: dict[str, Tensors] = {part: {} for part in layout.prefixes}
-    extras, unknown = [], []
+    extras, unknown = {}, []
     for name, tensor in tensors.items():
         part = next((part for part, prefix in layout.prefixes.items() if name.startswith(prefix)), None)
         if EXTRAS.fullmatch(name):
-            extras.append(name)
+            extras[name] = tensor
         elif part is None:
             unknown.append(name)
         else:
@@ -44,7 +52,7 @@ def recognise(path: Path, tensors: Tensors) -> Weights:
         parts[part] = layout.rename.get(part, dict)(held)
         if len(parts[part]) != len(held):
             raise MineditError(f"{path} looks like {layout.name}, but names tensors of its {part} twice; {EXPECTED}")
-    return Weights(layout.name, parts, extras)
+    return Weights(layout.name, parts, extras, notes)
 
 
 def first(names: Iterable[str]) -> str:
@@ -61,15 +69,44 @@ def _layout(path: Path, tensors: Tensors) -> Layout:
     for layout in LAYOUTS:
         if any(name.startswith(layout.prefixes["unet"]) for name in tensors):
             return layout
-    for what, mark in ALONE.items():
-        if any(re.match(mark, name) for name in tensors):
-            raise MineditError(f"{path} looks like {what} alone; {EXPECTED}")
+    found = [what for what, mark in ALONE.items() if any(re.match(mark, name) for name in tensors)]
+    if found:
+        how = "without a UNet" if len(found) > 1 else "alone"
+        raise MineditError(f"{path} looks like {' and '.join(found)} {how}; {EXPECTED}")
     raise MineditError(f"{path} has a layout unknown here: {first(tensors)}; {EXPECTED}")
 
+
+def _averaged(tensors: Tensors) -> tuple[Tensors, bool]:
+    """With the names of the UNet for those of its average, which have no dots; whether there are any."""
+    prefix, ours = "model_ema.diffusion_model", LAYOUTS[0].prefixes["unet"]
+    if not any(name.startswith(prefix) for name in tensors):
+        return tensors, False
+    with torch.device("meta"):
+        names = {prefix + name.replace(".", ""): ours + name for name in UNet(SD14.unet).state_dict()}
+    return {names.get(name, name): tensor for name, tensor in tensors.items()}, True
+
+
+def vae_of(path: Path, tensors: Tensors) -> Tensors:
+    """The VAE in a file of its own, of either layout, or in a model's. Raises MineditError where there is none."""
+    for prefix in ("first_stage_model.", "vae/", ""):
+        held = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+        held = {name: x for name, x in held.items() if not re.match(r"loss\.|model_ema\.", name)}
+        if "decoder.conv_in.weight" in held:
+            theirs = any(name.startswith("decoder.up_blocks.") for name in held)
+            return _diffusers_vae(held) if theirs else _ldm_vae(held)
+    raise MineditError(f"{path} holds no VAE: it has {first(tensors)}; {EXPECTED_VAE}")
+
+
+EXPECTED_VAE = "expected a VAE of Stable Diffusion v1: a file by LDM's or diffusers' names, or its folder"
 
 # Tensors that may lie beside the models, by their whole names.
 EXTRAS = re.compile(
     r"model_ema\..+"  # the UNet's weights averaged over training
+    r"|embedding_manager\..+"  # of textual inversion
+    r"|first_stage_model\.(loss|model_ema)\..+"  # of the VAE's own training
+    r"|cond_stage_model\.(transformer\.)?(logit_scale|text_projection(\.weight)?)"  # of CLIP, for its image encoder
+    r"|text_encoder/(logit_scale|text_projection\.weight)"
+    r"|scale_factor|logvar|lvlb_weights"  # declared.py reads the first
     r"|betas|alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_((recip|recipm1)_)?alphas_cumprod"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])"  # the noise schedule; ddim.py computes its own
     r"|(cond_stage_model\.transformer\.|text_encoder/)(text_model\.)?embeddings\.position_ids"  # 0, 1, ... 76
@@ -77,6 +114,10 @@ EXTRAS = re.compile(
 
 # By a name that gives it away: what people have and this project cannot read.
 REFUSED = {
+    "a model of v-prediction or of another noise schedule": r"(v_pred|ztsnr)$|edm_(vpred|eps|mean|std)\b",
+    "a motion module of AnimateDiff, which is a part of a UNet and not a model": r".*\bmotion_modules\.",
+    "an IP-Adapter": r"(image_proj|ip_adapter)\.",
+    "an embedding of textual inversion": r"(emb_params|string_to_param|clip_[lg])$",
     "Stable Diffusion 2 (its text encoder is OpenCLIP)": r"cond_stage_model\.model\.",
     "Stable Diffusion XL": r"conditioner\.embedders\.|unet/add_embedding\.",
     "Stable Diffusion 3 or Flux": r"model\.diffusion_model\.(joint|double)_blocks\.",
@@ -87,7 +128,7 @@ REFUSED = {
 # Parts of a model, where there is no UNet in either layout.
 ALONE = {
     "a text encoder": r"(cond_stage_model\.transformer\.)?(text_model|embeddings|encoder\.layers)\.",
-    "a VAE": r"(first_stage_model\.)?(encoder|decoder|quant_conv|post_quant_conv)\.",
+    "a VAE": r"(first_stage_model\.)?(encoder\.(?!layers\.)|decoder\.|quant_conv\.|post_quant_conv\.)",
     "the UNet of a diffusers folder": r"(down_blocks|up_blocks|mid_block)\.",
 }
 
@@ -140,17 +181,24 @@ def _diffusers_vae(tensors: Tensors) -> Tensors:
         (r"\.mid_block\.resnets\.0", ".mid.block_1"),
         (r"\.mid_block\.resnets\.1", ".mid.block_2"),
         (r"\.mid_block\.attentions\.0", ".mid.attn_1"),
-        (r"\.attn_1\.group_norm", ".attn_1.norm"),
-        (r"\.attn_1\.(to_q|query)\b", ".attn_1.q"),  # query, key, value, proj_attn: before diffusers 0.15
-        (r"\.attn_1\.(to_k|key)\b", ".attn_1.k"),
-        (r"\.attn_1\.(to_v|value)\b", ".attn_1.v"),
-        (r"\.attn_1\.(to_out\.0|proj_attn)\b", ".attn_1.proj_out"),
         (r"\.down_blocks\.(\d+)\.resnets\.(\d+)", r".down.\1.block.\2"),
         (r"\.down_blocks\.(\d+)\.downsamplers\.0", r".down.\1.downsample"),
         (r"\.up_blocks\.(\d+)\.resnets\.(\d+)", lambda m: f".up.{last - int(m[1])}.block.{m[2]}"),
         (r"\.up_blocks\.(\d+)\.upsamplers\.0", lambda m: f".up.{last - int(m[1])}.upsample"),
         (r"\.conv_norm_out", ".norm_out"),
         (r"\.conv_shortcut", ".nin_shortcut"),
+    )
+    return _ldm_vae({_renamed(name, rules): tensor for name, tensor in tensors.items()})
+
+
+def _ldm_vae(tensors: Tensors) -> Tensors:
+    """Some LDM files have the VAE's attention as diffusers names it."""
+    rules: Rules = (
+        (r"\.attn_1\.group_norm", ".attn_1.norm"),
+        (r"\.attn_1\.(to_q|query)\b", ".attn_1.q"),  # query, key, value, proj_attn: before diffusers 0.15
+        (r"\.attn_1\.(to_k|key)\b", ".attn_1.k"),
+        (r"\.attn_1\.(to_v|value)\b", ".attn_1.v"),
+        (r"\.attn_1\.(to_out\.0|proj_attn)\b", ".attn_1.proj_out"),
     )
     ours = {_renamed(name, rules): tensor for name, tensor in tensors.items()}
     linear = re.compile(r".+\.mid\.attn_1\.(q|k|v|proj_out)\.weight")  # [C, C]; LDM's is a convolution
@@ -181,7 +229,7 @@ LAYOUTS = (
     Layout(
         "an LDM file",
         {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.transformer."},
-        {"text": _clip},
+        {"vae": _ldm_vae, "text": _clip},
     ),
     Layout(
         "a diffusers folder",

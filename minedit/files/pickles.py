@@ -2,7 +2,7 @@
 
 This is stricter than torch.load(weights_only=True), which calls what its own list allows, allocates what the file asks
 for, and before torch 2.10 could be made to write out of bounds (CVE-2026-24747). Understood are named tensors, in the
-opcodes that torch.save writes, and what PyTorch Lightning keeps beside them. Only torchfile.py uses this.
+opcodes that torch.save writes in protocols 2 to 5, and what trainers keep beside them. Only torchfile.py uses this.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import torch
 
-from minedit.files.stored import Refused, shown
+from minedit.config import shown
+from minedit.files.stored import Refused
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,27 @@ def described(stream: BinaryIO) -> tuple[object, list[Storage]]:
     storages: list[Storage] = []
     for opcode, value, _ in genops(stream):
         match opcode.name:
-            case "PROTO":
+            case "PROTO" | "FRAME":
                 pass
-            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+            case (
+                "SHORT_BINUNICODE"
+                | "BINUNICODE8"
+                | "BINBYTES"
+                | "SHORT_BINBYTES"
+                | "BINUNICODE"
+                | "BININT"
+                | "BININT1"
+                | "BININT2"
+                | "LONG1"
+                | "BINFLOAT"
+            ):
                 stack.append(value)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
             case "BINPUT" | "LONG_BINPUT":
                 memo[value] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[value])
             case "MARK":
@@ -83,6 +97,11 @@ def described(stream: BinaryIO) -> tuple[object, list[Storage]]:
                 _fill(stack[-1], items, list if opcode.name == "APPENDS" else dict)
             case "GLOBAL":
                 stack.append(_name(value))
+            case "STACK_GLOBAL":
+                parts = [stack.pop(), stack.pop()][::-1]
+                if not all(isinstance(part, str) for part in parts):
+                    raise Refused("asks for a name that is no text, and only tensors are loaded")
+                stack.append(_name(" ".join(parts)))
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
                 stack.append(_made(stack.pop(), arguments))
@@ -94,11 +113,13 @@ def described(stream: BinaryIO) -> tuple[object, list[Storage]]:
             case "STOP":
                 return stack.pop(), storages
             case other:
-                raise Refused(f"has {other} in its pickle, which torch.save does not write")
+                raise Refused(f"has {other} in its pickle, which is not read here")
     raise ValueError("its pickle has no end")
 
 
 def _fill(target: object, items: list, kind: type) -> None:
+    if target is None:  # what is read past
+        return
     if type(target) is not kind:
         raise Refused(f"changes a {type(target).__name__} as if it were a {kind.__name__}")
     if kind is list:
@@ -150,9 +171,25 @@ MAKERS = {
     "torch._utils._rebuild_parameter": "parameter",
 }
 
-# Objects in Lightning's bookkeeping, which are read past: they become None.
+# Objects in the bookkeeping of trainers, which are read past: they become None.
 INERT = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "argparse.Namespace",
+    "collections.defaultdict",
+    "builtins.dict",
+    "builtins.list",
+    "typing.Any",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
     "numpy.dtype",

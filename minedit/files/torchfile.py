@@ -10,10 +10,12 @@ import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import NoneType
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
+from minedit.config import LIMIT, shown
 from minedit.files.pickles import Storage, View, described
-from minedit.files.stored import LIMIT, Refused, Stored, extent, shown
+from minedit.files.stored import Refused, Stored, extent
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of files from before torch 1.6
 
@@ -112,14 +114,35 @@ def legacy(path: Path) -> dict[str, Stored]:
     return _tensors(path, data, place)
 
 
+def _holds_tensors(value: object) -> bool:
+    """Whether any is in it, however deep; a list may be in itself."""
+    seen, rest = set(), [value]
+    while rest:
+        here = rest.pop()
+        if isinstance(here, View | Storage):
+            return True
+        if isinstance(here, dict | list | tuple) and id(here) not in seen:
+            seen.add(id(here))
+            rest += here.values() if isinstance(here, dict) else here
+    return False
+
+
 def _tensors(path: Path, data: object, place: Callable[[Storage], int]) -> dict[str, Stored]:
-    """The tensors of a torch file, which are all that it holds, or lie in its state_dict beside Lightning's entries."""
+    """The tensors of a torch file, or of its state_dict, without the numbers and text of trainers beside them.
+
+    What else may hold tensors beside a state_dict is refused: which of them are meant?
+    """
     if isinstance(data, dict) and "state_dict" in data:
-        beside = sorted(shown(key) for key in data if key not in BOOKKEEPING)
+        others = [key for key in data if key not in BOOKKEEPING]
+        beside = sorted(shown(key) for key in others if not data["state_dict"] or _holds_tensors(data[key]))
         if beside:
-            raise Refused(f"has {', '.join(beside[:3])} beside its state_dict")
+            what = "which hold tensors too" if data["state_dict"] else "which is empty"
+            raise Refused(f"has {', '.join(beside[:3])} beside its state_dict, {what}")
         data = data["state_dict"]
-    if not isinstance(data, dict) or not all(isinstance(x, View) and isinstance(n, str) for n, x in data.items()):
+    named = isinstance(data, dict) and all(isinstance(name, str) for name in data)
+    if named and any(isinstance(value, View) for value in data.values()):
+        data = {name: value for name, value in data.items() if not isinstance(value, str | int | float | NoneType)}
+    if not named or not all(isinstance(value, View) for value in data.values()):
         raise Refused("holds other things than named tensors")
     tensors = {}
     for name, view in data.items():

@@ -28,6 +28,7 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     lora: tuple[tuple[str, float], ...] = ()  # the files merged into it, each with its scale; see files/lora.py
+    notes: tuple[str, ...] = ()  # what was chosen while loading it that its user should know, a line each
 
     @property
     def fast(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minedit.attention.rules import Attn, Seen, Site
 from minedit.attention.sdpa import sdpa
-from minedit.config import UNetConfig
+from minedit.config import MineditError, UNetConfig
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -57,11 +57,11 @@ class CrossAttention(nn.Module):
         if rule is not None:
             rule = rule.resolve(x)
         attend = attn.attend or sdpa
-        wanted, columns = attn.watch.get(self.site.name), None
-        if wanted:
-            out, columns = attend(q, k, v, rule, columns=True)
-        else:
-            out = attend(q, k, v, rule)
+        wanted = attn.watch.get(self.site.name)
+        out, columns = attend(q, k, v, rule, columns=True) if wanted else (attend(q, k, v, rule), None)
+        if out.shape != q.shape or out.dtype != q.dtype:
+            fault = "the attention function returned {}, {}; expected {}, {}, as q is; try: minedit kernels check"
+            raise MineditError(f"{self.site.name}: {fault}".format(list(out.shape), out.dtype, list(q.shape), q.dtype))
         if wanted is not None:
             attn.seen[self.site.name] = Seen(x, columns)
         return self.to_out(out.transpose(1, 2).reshape(x.shape))  # [B, N, C]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minedit.config import MineditError
 from minedit.image import to_tensor
 from minedit.picturebook.world.draw import stream
 from minedit.picturebook.world.factors import Factors, held_out, random_factors
@@ -45,6 +47,17 @@ def style() -> str:
     return hashlib.sha256(sources).hexdigest()[:8]
 
 
+def _reserve(file: Path) -> None:
+    """Has the disk keep place for all of a mapped file: where there is none, writing to its pages ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as held:
+            try:
+                os.posix_fallocate(held.fileno(), 0, file.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems keep no place
+                    raise
+
+
 class Drawings:
     """`count` scenes of `size` × `size` pixels, uint8 on disk in `folder`; held-out compositions if `unseen`.
 
@@ -59,20 +72,34 @@ class Drawings:
         pictures, masks = (folder / f"{kind}-{self.name}.npy" for kind in ("drawings", "masks"))
         shapes = {pictures: (count, size, size, 3), masks: (count, cells, cells)}
         if not all(file.exists() for file in shapes):
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = [file.with_suffix(".tmp") for file in shapes]
+            try:
+                self._draw(shapes, size, cells)
+            except OSError as error:
+                reason = error.strerror or error
+                raise MineditError(f"cannot write {folder} ({reason}); choose another place, or make room") from error
+        self.images, self.masks = (np.load(file, mmap_mode="r") for file in shapes)  # masks: 0…255, share of subject
+
+    def _draw(self, shapes: dict[Path, tuple[int, ...]], size: int, cells: int) -> None:
+        """Writes both files, each whole or not at all."""
+        partial = [file.with_suffix(f".{os.getpid()}.tmp") for file in shapes]
+        try:
+            partial[0].parent.mkdir(parents=True, exist_ok=True)
             images, masks = (
                 np.lib.format.open_memmap(part, "w+", np.uint8, shape)
                 for part, shape in zip(partial, shapes.values(), strict=True)
             )
-            for i in tqdm(range(count), desc=f"drawing {count} scenes", mininterval=5):
+            for part in partial:
+                _reserve(part)
+            for i in tqdm(range(len(self.seeds)), desc=f"drawing {len(self.seeds)} scenes", mininterval=5):
                 drawn = scene(self.factors[i], self.seeds[i], size)
                 images[i], masks[i] = np.asarray(drawn.image), np.asarray(drawn.mask.reduce(CELL))
             images.flush()
             masks.flush()
             for part, file in zip(partial, shapes, strict=True):
                 os.replace(part, file)
-        self.images, self.masks = (np.load(file, mmap_mode="r") for file in shapes)  # masks: 0…255, share of subject
+        finally:
+            for part in partial:
+                part.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,0 +1,34 @@
+"""Tensors -> a .safetensors file, which appears complete or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minedit import image
+from minedit.config import MineditError, shown
+
+
+def write(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: dict[str, str] | None = None) -> None:
+    """Tensors as a .safetensors file, which appears complete or not at all. Raises MineditError where it cannot."""
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def save_whole(part: Path) -> None:
+        part.touch()
+        mode = part.stat().st_mode  # the user's; save_file's own is private
+        try:
+            save_file(found, part, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        part.chmod(mode)
+
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError as error:  # no such user
+        raise MineditError(f"cannot write {shown(path, 300)} ({error}); choose another place") from error
+    image.write_whole(place, save_whole)
