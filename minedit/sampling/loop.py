@@ -22,7 +22,7 @@ from minedit.sampling.guidance import two_way
 from minedit.settings import Setting, Settings, setting
 from minedit.stack.model import Model
 
-SIDE = Setting("of the picture", int, 1, 2**14, unit="pixels", none="as trained", late=True)
+SIDE = Setting("of the picture, a multiple of 8", int, 1, 2**14, unit="pixels", none="as trained", late=True)
 SEED = Setting("a run each; prompts come first", int, 0, 2**63 - 1)
 Progress = Callable[[int, int], None]  # steps done and steps in all, those of every pass
 Predict = Callable[[Tensor, int, int, Attn], Tensor]  # latents, step, timestep, what attention does → their noise
@@ -220,15 +220,15 @@ class Run(Settings):
         """Sample the prompts from the noise of their seeds, without gradients, and call `tick` after each step.
 
         begin: latents, in place of that noise. The rest as in `sample`; `after` is called outside of inference mode.
-        Raises MineditError where height or width cannot be halved as often as the model does, and for a model that
-        wants more than noise and text where nothing else predicts.
+        Raises MineditError where height or width is no whole number of latents, and for a model that wants more than
+        noise and text where nothing else predicts.
         """
         if not predict and (channels := sd.config.unet.in_channels) != sd.config.vae.z_channels:
             fault = f"{sd.config.name} reads {channels} channels, a photo's among them"
             raise MineditError(
                 f"{fault}; expected a model that reads {sd.config.vae.z_channels}, as Stable Diffusion v1"
             )
-        multiple = sd.config.vae.factor * 2 ** (len(sd.config.unet.channels) - 1)
+        multiple = sd.config.vae.factor
         for name, side in (("height", self.height), ("width", self.width)):
             whole = isinstance(side, Integral) and not isinstance(side, bool)
             if side is not None and (not whole or side < 1 or side % multiple):
