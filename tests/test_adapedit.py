@@ -266,6 +266,8 @@ def test_maps_are_resized_by_box_and_bilinear():
         wordmaps.resized(maps, (4, 4)), maps.unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4)).flatten(1)
     )
     assert torch.equal(wordmaps.resized(maps, (8, 8)), maps.flatten(1))
+    odd = wordmaps.resized(maps[:, :5, :1], (3, 1))  # of one width
+    assert torch.allclose(odd, torch.stack([maps[:, a:b, 0].mean(1) for a, b in ((0, 2), (1, 4), (3, 5))], 1))
     flat = wordmaps.resized(torch.full((1, 8, 8), 0.25), (16, 16))
     assert flat.shape == (1, 256) and torch.allclose(flat, torch.tensor(0.25))
 
