@@ -1,12 +1,14 @@
 """The command line: one verb per job. In: arguments. Out: pictures and JSON in a folder; on the terminal, what it did.
 
 Exit status: 0 done, 1 a kernel that `minedit kernels` finds wrong, 2 a mistake that one line on stderr explains, 130
-interrupted, 141 nobody reads what it says. A file appears whole or not at all, and every picture carries the settings that make it again (`--from`).
+interrupted, 141 nobody reads what it says. A file appears whole or not at all, and every picture carries the settings
+that make it again (`--from`).
 
 Read in this order:
 ```
 options.py   what is asked: argv → arguments
 output.py    what comes out: files, and words on the terminal
+pairs.py     what edits are asked for
 generate.py  a verb each, from here on
 edit.py
 train.py
@@ -79,6 +81,7 @@ def _silence() -> None:
 
 
 def _failed(line: str) -> int:
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     with suppress(OSError):
         print(f"minedit: error: {shown(line, LONGEST)}", file=sys.stderr)
     return 2
