@@ -1,4 +1,7 @@
-"""The command `minedit`, which `python -m minedit` is too: Ctrl-C or a signal ends it without a traceback, imports included."""
+"""The command `minedit`, which `python -m minedit` is too.
+
+Ctrl-C or a signal ends it without a traceback, while it imports too.
+"""
 
 import signal
 import sys
