@@ -222,4 +222,9 @@ def _run_options(parser: Parser) -> None:
     group.add_argument("--dtype", metavar="NAME", default="float32", help="float32, float16, bfloat16")
     text = "on a CPU, convolutions with fewer products, for memory (Winograd); on a GPU, another layout and CUDA graphs"
     group.add_argument("--fast", action=argparse.BooleanOptionalAction, default=False, help=text)
-    group.add_argument("--attention", metavar="NAME", default="auto", help="auto, sdpa, eager, triton, module:function")
+    group.add_argument(
+        "--attention",
+        metavar="NAME",
+        default="auto",
+        help="auto, sdpa, eager, triton; module:function, file.py:function",
+    )

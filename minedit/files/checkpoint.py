@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minedit.attention.choose import backend
+from minedit.attention.choose import backend, name_of
+from minedit.attention.rules import Attend
 from minedit.config import IP2P, SD14, Config, MineditError, shown
 from minedit.files.declared import honoured
 from minedit.files.formats import EXPECTED, FOLDERS, named, read
@@ -74,7 +75,7 @@ def load(
     path: str | os.PathLike | None = None,
     device: str = "cpu",
     dtype: str = "float32",
-    attention: str = "auto",
+    attention: str | Attend = "auto",
     lora: LoRA | Sequence[LoRA] = (),
     fast: bool = False,
     vae: str | os.PathLike | None = None,
@@ -98,7 +99,9 @@ def load(
             module.load_state_dict(state, strict=True, assign=True)
             module.to(place).eval().requires_grad_(False)
     parts = found.modules.values()
-    model = Model(*parts, tokenizer(found.config), found.config, attend, attention, place, kind, notes=found.notes)
+    model = Model(
+        *parts, tokenizer(found.config), found.config, attend, name_of(attention), place, kind, notes=found.notes
+    )
     for file, scale in pairs(lora):
         model = merge(model, file, scale)
     return lay_out(model) if fast else model
