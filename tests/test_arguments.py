@@ -141,3 +141,24 @@ def test_fwt_says_what_it_takes(sd, run, capsys):
     with pytest.raises(MineditError, match="fwt is 'twice', expected True or False or one-pass"):
         minedit.edit(sd, BOY, SITTING, fwt="twice")
     assert run("edit", BOY, SITTING, "--fwt=twice") == 2 and "one-pass" in failed(capsys)
+
+
+def test_the_public_face_says_what_it_wants(sd):
+    """Tracebacks from deep inside."""
+    edit, load = (lambda **more: minedit.edit(sd, BOY, SITTING, **more)), minedit.load
+    calls = {
+        "5 is no path": lambda: load(5),
+        "device None cannot be used": lambda: load(device=None),
+        "device 'hpu' cannot be used": lambda: load(device="hpu"),
+        "reweight is 'boy=2'": lambda: edit(method="p2p", reweight="boy=2"),
+        "prompts is 5": lambda: minedit.generate(sd, 5),
+        "the model is 5": lambda: minedit.edit(5, BOY, SITTING),
+        "the model is None": lambda: minedit.generate(None, BOY),
+    }
+    for says, call in calls.items():
+        with pytest.raises(MineditError, match=says):
+            call()
+
+
+def test_a_scale_that_is_no_number_is_a_line(run, capsys):
+    assert run("generate", BOY, "--lora", "good:nan") == 2 and "expected a finite scale" in failed(capsys)
