@@ -11,9 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import NoReturn
 
 from minedit import __version__, image
+from minedit.cli.parser import Formatter, Parser
 from minedit.config import MineditError, shown
 from minedit.methods.choose import DEFAULT, METHODS
 from minedit.sampling.loop import SEED, Run
@@ -25,24 +25,6 @@ ELSEWHERE = {  # verbs that read their own arguments
     "kernels": "check and time attention functions, your own too",
     "weights": "verify, convert or fetch a file of weights",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a MineditError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise MineditError(f"{message}; see {self.prog} --help")
-
-
-class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the defaults, where there are any."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        said = action.default in (None, []) or "(default:" in action.help
-        return action.help if said else super()._get_help_string(action)
 
 
 def reader(*settings: Setting) -> Callable[[str], object]:
