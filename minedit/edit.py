@@ -42,7 +42,7 @@ class EditResult:
     edited_latent: Tensor
     words: tuple[WordPlan, ...]  # of the target prompt: text, kind, tau
     notes: tuple[str, ...]  # what a reader should know of how the edit was decided, a sentence each
-    settings: dict  # JSON values: model, dtype, attention, and the arguments of `edit` that make this result again
+    settings: dict  # JSON values: model, its hash, dtype, attention; the arguments of `edit` that make this again
     seconds: float
     statistics: object  # what the method measured, such as `wordmaps.Statistics`; None where it needs none
 
@@ -161,6 +161,7 @@ def record(sd: Model, source: str, target: str, method: str, seed: int, run: Run
     sizes = {name: int(getattr(run, name) or sd.config.image_size) for name in ("height", "width")}
     return {
         "model": sd.config.name,
+        **({"weights": sd.weights} if sd.weights else {}),
         "dtype": str(sd.dtype).removeprefix("torch."),
         "attention": sd.attention,
         **lora.settings(sd),

@@ -73,6 +73,7 @@ TEXT = Setting("", str)
 STORED = {
     **dict.fromkeys(("verb", "source", "target", "method", "device", "dtype", "attention"), TEXT),
     **dict.fromkeys(("model", "vae"), Setting("", str, none="that of the model")),
+    **dict.fromkeys(("weights", "minedit"), Setting("", str, none="not known")),
     "fast": Setting("", bool),
 }
 
@@ -89,9 +90,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     args = _parser({}).parse_args(argv)
     if args.origin is None:
-        args.lora = args.lora or []
+        args.lora, args.made = args.lora or [], (None, None)
         return args
     stored, merged = _stored(args)
+    made = stored.pop("weights", None), stored.pop("minedit", None)
     if ":" in str(stored["attention"]):  # code: run only what this command line names
         stored["attention"] = None
     args = _parser(stored).parse_args(argv)
@@ -99,6 +101,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         args = _parser({name: value for name, value in stored.items() if name not in setting_names()}).parse_args(argv)
     if args.attention is None:
         raise MineditError(f"{args.origin} was made with its user's own attention function; name one: --attention")
+    args.made = made  # by which weights and version
     args.lora = merged if args.lora is None else args.lora  # argparse would add those given to a default
     return args
 
