@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minedit.attention import choose
 from minedit.attention.eager import eager
 from minedit.attention.rules import Attend, Rule
 from minedit.config import MineditError
@@ -134,7 +135,8 @@ def _called(attend: Attend, *inputs: Tensor | Rule | None, **asked: bool) -> obj
 
 def _told(error: Exception) -> str:
     """An exception in one line, with the line of the function under test."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    ours = (__file__, choose.__file__)
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in ours]
     where = f" (at {Path(own[0].filename).name}:{own[0].lineno})" if own else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}"
 
