@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from minedit.cli.options import Formatter, Parser, number
+from minedit.cli.options import Formatter, Parser, number, path
 from minedit.config import PICTUREBOOK, MineditError
 from minedit.files.checkpoint import torch_device
 from minedit.picturebook.training.train import FEWEST, STAGES, STEPS, assemble, train
@@ -57,8 +57,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
     parser.add_argument("--device", default=default, help="cpu or cuda")
     parser.add_argument("--seed", type=SEEDS, default=0, help="of initial weights, scenes, captions and noise")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training state, logs and data")
-    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of checkpoint, CLIP and judge")
+    parser.add_argument("--runs", type=path, default=Path("runs"), help="folder of training state, logs and data")
+    parser.add_argument("--out", type=path, default=Path("weights"), help="folder of checkpoint, CLIP and judge")
     args = parser.parse_args(argv)
     torch_device(args.device)
     if args.start and args.stage not in ("unet", "vae"):
