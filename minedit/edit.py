@@ -42,7 +42,7 @@ class EditResult:
     edited_latent: Tensor
     words: tuple[WordPlan, ...]  # of the target prompt: text, kind, tau
     notes: tuple[str, ...]  # what a reader should know of how the edit was decided, a sentence each
-    settings: dict  # JSON values: model, dtype, attention, and the arguments of `edit` that make this result again
+    settings: dict  # JSON values: model, its hash, dtype, attention; the arguments of `edit` that make this again
     seconds: float
     statistics: object  # what the method measured, such as `wordmaps.Statistics`; None where it needs none
 
@@ -76,6 +76,7 @@ def generate(
     """
     if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
         raise MineditError(f"prompts is {shown(repr(prompts))}, expected a text, or a list of texts")
+    _model(sd)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     one = isinstance(seed, str | bytes) or not (isinstance(seed, Sequence) or getattr(seed, "ndim", 0) == 1)
     seeds = [seed] * len(prompts) if one else list(seed)
@@ -129,6 +130,7 @@ def edit(
             model in too narrow a dtype.
     """
     began = time.perf_counter()
+    _model(sd)
     run, chosen = Run(steps, guidance, eta, height, width), method_settings(method, settings, overrides)
     seed, pair, tick = SEED.check("seed", seed), (_prompt(sd, source), _prompt(sd, target)), Ticks(progress, run.steps)
     way = chosen.prepare(Job(sd, *pair, align(*pair), seed, run, tick))
@@ -159,6 +161,7 @@ def record(sd: Model, source: str, target: str, method: str, seed: int, run: Run
     sizes = {name: int(getattr(run, name) or sd.config.image_size) for name in ("height", "width")}
     return {
         "model": sd.config.name,
+        **({"weights": sd.weights} if sd.weights else {}),
         "dtype": str(sd.dtype).removeprefix("torch."),
         "attention": sd.attention,
         **lora.settings(sd),
@@ -170,6 +173,11 @@ def record(sd: Model, source: str, target: str, method: str, seed: int, run: Run
         **sizes,
         **asdict(chosen),
     }
+
+
+def _model(sd: object) -> None:
+    if not isinstance(sd, Model):
+        raise MineditError(f"the model is {shown(repr(sd), 60)}, expected what minedit.load returns")
 
 
 def _prompt(sd: Model, text: str) -> Prompt:

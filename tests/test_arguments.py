@@ -12,7 +12,7 @@ from small_model import small_model
 
 import minedit
 from minedit import cli, image
-from minedit.cli import options
+from minedit.cli import options, train
 from minedit.config import MineditError
 from minedit.files import checkpoint
 from minedit.sampling import ddim, memory
@@ -141,3 +141,75 @@ def test_fwt_says_what_it_takes(sd, run, capsys):
     with pytest.raises(MineditError, match="fwt is 'twice', expected True or False or one-pass"):
         minedit.edit(sd, BOY, SITTING, fwt="twice")
     assert run("edit", BOY, SITTING, "--fwt=twice") == 2 and "one-pass" in failed(capsys)
+
+
+def test_the_public_face_says_what_it_wants(sd):
+    """Tracebacks from deep inside."""
+    edit, load = (lambda **more: minedit.edit(sd, BOY, SITTING, **more)), minedit.load
+    calls = {
+        "5 is no path": lambda: load(5),
+        "device None cannot be used": lambda: load(device=None),
+        "device 'hpu' cannot be used": lambda: load(device="hpu"),
+        "reweight is 'boy=2'": lambda: edit(method="p2p", reweight="boy=2"),
+        "prompts is 5": lambda: minedit.generate(sd, 5),
+        "the model is 5": lambda: minedit.edit(5, BOY, SITTING),
+        "the model is None": lambda: minedit.generate(None, BOY),
+    }
+    for says, call in calls.items():
+        with pytest.raises(MineditError, match=says):
+            call()
+
+
+def test_a_scale_that_is_no_number_is_a_line(run, capsys):
+    assert run("generate", BOY, "--lora", "good:nan") == 2 and "expected a finite scale" in failed(capsys)
+
+
+# --- prompts behind options ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given, found",
+    [
+        (["--seed", 1, 2], {"seed": [1, 2]}),
+        (["--seed", 1], {"seed": [1]}),
+        (["--fwt"], {"fwt": True}),
+        (["--fwt", "one-pass"], {"fwt": "one-pass"}),
+        (["--method", "p2p", "--reweight", "boy=2", "3=4"], {"reweight": [("boy", 2.0), ("3", 4.0)]}),
+        (["--seed", 1, 2, "--fwt"], {"seed": [1, 2], "fwt": True}),
+        (["--no-fwt", "--fwt"], {"fwt": True}),
+        (["--fwt", "--no-fwt"], {"fwt": False}),
+        (["--steps", 3], {"steps": 3}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("source", [BOY, "3 boys"])
+def test_options_leave_the_prompts_behind_them_alone(given, found, source):
+    """`minedit edit --seed 1 2 "a" "b"` took the prompts for seeds."""
+    words = [str(word) for word in given]
+    for argv in (["edit", *words, source, SITTING], ["edit", source, SITTING, *words]):
+        args = vars(options.parse(argv))
+        assert {"source": source, "target": SITTING, **found}.items() <= args.items()
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["--seed", "x"], "found 'x', expected a whole number"),
+        (["--seed", "1", "-1"], "found '-1'"),
+        (["--reweight", "boy"], "WORD=FACTOR"),
+        (["--seed"], "expected at least one"),
+        (["--", "--seed"], "unrecognized arguments: --seed"),
+    ],
+    ids=str,
+)
+def test_what_they_cannot_read_is_still_said(run, capsys, argv, says):
+    assert run("edit", BOY, SITTING, *argv) == 2 and says in failed(capsys)
+
+
+def test_training_does_not_write_over_the_embedded_weights_unasked():
+    assert train._arguments(["assemble"]).out == Path("out/weights")
+
+
+def test_save_is_public(sd, tmp_path):
+    minedit.save(sd, tmp_path / "small.safetensors")
+    assert minedit.load(tmp_path / "small.safetensors").config == sd.config and "save" in minedit.__all__

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -358,6 +359,49 @@ def test_fetch_where_nothing_can_be_written(hub, tmp_path, capsys):
 
 
 # The command.
+
+
+def test_out_may_not_be_a_folder(hub, tmp_path, capsys, monkeypatch):
+    """`--out .` has no name to put a dot before."""
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "..", "/"):
+        assert "it is a folder); name the file: --out" in failed(capsys, "fetch", "sd-v1-4", "--out", out)
+    assert not hub.asked
+
+
+@pytest.mark.parametrize(
+    "address", ["http://[::1", "http://host:port", "http://", "http://a b", "ftp://x", "https://x:99999"]
+)
+def test_an_endpoint_that_is_no_address(tmp_path, capsys, monkeypatch, address):
+    monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    assert "HF_ENDPOINT is" in failed(capsys, "fetch", "sd-v1-4", "--out", tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://host:port/", "ftp://x/y"])
+def test_a_redirect_that_is_no_address(hub, tmp_path, capsys, address):
+    hub.answer = lambda request: request.send(302, Location=address)
+    said = failed(capsys, "fetch", "sd-v1-4", "--out", tmp_path / "x.ckpt")
+    assert "check HF_ENDPOINT, or try later" in said and not list(tmp_path.iterdir())
+
+
+def test_a_server_that_never_ends_is_left(hub, tmp_path, capsys, monkeypatch):
+    """It would have filled the disk."""
+
+    def endless(request: Request) -> None:
+        request.send_response(200)
+        request.end_headers()
+        with suppress(OSError):
+            while True:
+                request.wfile.write(bytes(10**5))
+
+    monkeypatch.setitem(weights.SIZES, weights.SOURCES["sd-v1-4"][2], len(CONTENT))
+    for hub.answer in (endless, lambda request: request.send(200, b"", 10**9)):
+        said = failed(capsys, "fetch", "sd-v1-4", "--out", tmp_path / "x.ckpt")
+        assert f"{len(CONTENT):,}" in said and not (tmp_path / "x.ckpt").exists()
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
+    hub.answer = whole
+    assert cli.main(["weights", "fetch", "sd-v1-4", "--out", str(tmp_path / "x.ckpt")]) == 0
 
 
 def test_help_and_mistakes(capsys):

@@ -6,6 +6,7 @@ that make it again (`--from`).
 
 Read in this order:
 ```
+parser.py    argparse, as it is wanted here
 options.py   what is asked: argv → arguments
 output.py    what comes out: files, and words on the terminal
 pairs.py     what edits are asked for

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import NoReturn
 
 from minedit import __version__, image
+from minedit.cli.parser import Formatter, Parser
 from minedit.config import MineditError, shown
 from minedit.methods.choose import DEFAULT, METHODS
 from minedit.sampling.loop import SEED, Run
@@ -25,24 +25,6 @@ ELSEWHERE = {  # verbs that read their own arguments
     "kernels": "check and time attention functions, your own too",
     "weights": "verify, convert or fetch a file of weights",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a MineditError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise MineditError(f"{message}; see {self.prog} --help")
-
-
-class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the defaults, where there are any."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        said = action.default in (None, []) or "(default:" in action.help
-        return action.help if said else super()._get_help_string(action)
 
 
 def reader(*settings: Setting) -> Callable[[str], object]:
@@ -91,6 +73,7 @@ TEXT = Setting("", str)
 STORED = {
     **dict.fromkeys(("verb", "source", "target", "method", "device", "dtype", "attention"), TEXT),
     **dict.fromkeys(("model", "vae"), Setting("", str, none="that of the model")),
+    **dict.fromkeys(("weights", "minedit"), Setting("", str, none="not known")),
     "fast": Setting("", bool),
 }
 
@@ -107,9 +90,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     args = _parser({}).parse_args(argv)
     if args.origin is None:
-        args.lora = args.lora or []
+        args.lora, args.made = args.lora or [], (None, None)
         return args
     stored, merged = _stored(args)
+    made = stored.pop("weights", None), stored.pop("minedit", None)
     if ":" in str(stored["attention"]):  # code: run only what this command line names
         stored["attention"] = None
     args = _parser(stored).parse_args(argv)
@@ -117,6 +101,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         args = _parser({name: value for name, value in stored.items() if name not in setting_names()}).parse_args(argv)
     if args.attention is None:
         raise MineditError(f"{args.origin} was made with its user's own attention function; name one: --attention")
+    args.made = made  # by which weights and version
     args.lora = merged if args.lora is None else args.lora  # argparse would add those given to a default
     return args
 
@@ -222,4 +207,9 @@ def _run_options(parser: Parser) -> None:
     group.add_argument("--dtype", metavar="NAME", default="float32", help="float32, float16, bfloat16")
     text = "on a CPU, convolutions with fewer products, for memory (Winograd); on a GPU, another layout and CUDA graphs"
     group.add_argument("--fast", action=argparse.BooleanOptionalAction, default=False, help=text)
-    group.add_argument("--attention", metavar="NAME", default="auto", help="auto, sdpa, eager, triton, module:function")
+    group.add_argument(
+        "--attention",
+        metavar="NAME",
+        default="auto",
+        help="auto, sdpa, eager, triton; module:function, file.py:function",
+    )

@@ -55,9 +55,20 @@ def load(args: argparse.Namespace) -> Model:
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{speed}")
     for file, scale in sd.lora:
         print(f"  with the LoRA {shown(file, 300)}, scale {scale:g}")
-    for note in sd.notes:
+    for note in (*sd.notes, *_other(args, sd)):
         print(f"  note: {shown(note, 1000)}")
     return sd
+
+
+def _other(args: argparse.Namespace, sd: Model) -> list[str]:
+    """Why a picture made from the settings of another will not be its equal."""
+    weights, version = args.made
+    notes = []
+    if weights and sd.weights and weights != sd.weights:
+        notes.append(f"{args.origin} was made with other weights ({weights}; these are {sd.weights}): expect another")
+    if version and version != __version__:
+        notes.append(f"{args.origin} was made by minedit {version}; this is {__version__}: defaults may differ")
+    return notes
 
 
 def preview(args: argparse.Namespace, sd: Model) -> OnStep | None:
@@ -119,6 +130,8 @@ def model_settings(args: argparse.Namespace, sd: Model) -> dict:
     """Which model made a picture, in the words of the command line."""
     names = ("model", *("vae",) * bool(args.vae), "device", "dtype", "attention", "fast")
     model = {name: getattr(args, name) for name in names}
+    if sd.weights:
+        model["weights"] = sd.weights
     return {**model, **lora.settings(sd), "model_name": sd.config.name, "minedit": __version__}
 
 

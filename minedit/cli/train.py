@@ -58,7 +58,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default=default, help="cpu or cuda")
     parser.add_argument("--seed", type=SEEDS, default=0, help="of initial weights, scenes, captions and noise")
     parser.add_argument("--runs", type=path, default=Path("runs"), help="folder of training state, logs and data")
-    parser.add_argument("--out", type=path, default=Path("weights"), help="folder of checkpoint, CLIP and judge")
+    parser.add_argument("--out", type=path, default=Path("out/weights"), help="folder of checkpoint, CLIP and judge")
     args = parser.parse_args(argv)
     torch_device(args.device)
     if args.start and args.stage not in ("unet", "vae"):

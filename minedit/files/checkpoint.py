@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minedit.attention.choose import backend
+from minedit.attention.choose import backend, name_of
+from minedit.attention.rules import Attend
 from minedit.config import IP2P, SD14, Config, MineditError, shown
 from minedit.files.declared import honoured
 from minedit.files.formats import EXPECTED, FOLDERS, named, read
 from minedit.files.layouts import LAYOUTS, Tensors, Weights, first, recognise
 from minedit.files.lora import LoRA, merge, pairs
-from minedit.files.stored import Files
+from minedit.files.stored import Files, fingerprint
 from minedit.files.torchnames import DTYPES as DTYPES
 from minedit.files.torchnames import torch_device, torch_dtype
 from minedit.files.vae import read_vae
@@ -74,7 +75,7 @@ def load(
     path: str | os.PathLike | None = None,
     device: str = "cpu",
     dtype: str = "float32",
-    attention: str = "auto",
+    attention: str | Attend = "auto",
     lora: LoRA | Sequence[LoRA] = (),
     fast: bool = False,
     vae: str | os.PathLike | None = None,
@@ -97,8 +98,9 @@ def load(
             state = {name: stored.read(kind, files).to(place) for name, stored in found.tensors[part].items()}
             module.load_state_dict(state, strict=True, assign=True)
             module.to(place).eval().requires_grad_(False)
-    parts = found.modules.values()
-    model = Model(*parts, tokenizer(found.config), found.config, attend, attention, place, kind, notes=found.notes)
+        weights = fingerprint(found.tensors, files)
+    parts, kept = found.modules.values(), {"notes": found.notes, "weights": weights}
+    model = Model(*parts, tokenizer(found.config), found.config, attend, name_of(attention), place, kind, **kept)
     for file, scale in pairs(lora):
         model = merge(model, file, scale)
     return lay_out(model) if fast else model

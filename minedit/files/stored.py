@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from minedit.config import MineditError
 
 PIECE = 2**20  # elements converted at once
 AXES = 8  # of a tensor, at most
+SAMPLE = 64  # numbers that tell a tensor from others
 STAYS = 2**28  # bytes of a file whose tensors stay in it; those of smaller ones are read, and cannot be lost later
 
 
@@ -77,6 +79,15 @@ class Stored:
             if files is None and file is not None:
                 file.close()
 
+    def sample(self, files: Mapping[Path, FileIO]) -> bytes:
+        """Its name-giving bytes: some numbers at its beginning and from its middle on, of files that are open."""
+        count = extent(self.shape, self.stride)
+        try:
+            rows = [self._row(files[self.path], at, min(SAMPLE, count - at)) for at in (0, count // 2) if count]
+        except (OSError, EOFError) as error:
+            raise MineditError(f"{self.path} has become shorter while it was read; try again") from error
+        return b"".join(row.view(torch.uint8).numpy().tobytes() for row in rows)
+
     @property
     def _loose(self) -> bool:
         return self.stride != contiguous(self.shape)
@@ -123,6 +134,15 @@ def extent(shape: Sequence[int], stride: Sequence[int]) -> int:
     """Elements from a tensor's first to behind its last."""
     _few(shape)
     return 0 if 0 in shape else 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+
+
+def fingerprint(parts: Mapping[str, Mapping[str, Stored]], files: Mapping[Path, FileIO]) -> str:
+    """Twelve hexadecimal digits of names, types, shapes and samples of all tensors: others for other weights."""
+    digest = hashlib.sha256()
+    for part, tensors in sorted(parts.items()):
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{part}.{name} {tensor.dtype} {list(tensor.shape)}\n".encode() + tensor.sample(files))
+    return digest.hexdigest()[:12]
 
 
 def _few(shape: Sequence[int]) -> None:

@@ -30,6 +30,8 @@ class Model:
     lora: tuple[tuple[str, float], ...] = ()  # the files merged into it, each with its scale; see files/lora.py
     notes: tuple[str, ...] = ()  # what was chosen while loading it that its user should know, a line each
 
+    weights: str = ""  # a short hash of those it was loaded with, LoRAs aside; empty where it was not loaded
+
     @property
     def fast(self) -> bool:
         """Whether its modules were made for speed; see speed/fast.py."""
