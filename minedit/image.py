@@ -7,14 +7,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 from minedit.config import MineditError, foreign_json, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METADATA = "minedit"  # keyword of the PNG text chunk
 MARGIN = 6  # pixels, between the pictures of a grid and around its captions
@@ -22,12 +23,17 @@ MARGIN = 6  # pixels, between the pictures of a grid and around its captions
 
 def to_tensor(image: Image.Image) -> Tensor:
     """PIL picture -> [1,3,H,W] float32 in [-1,1]."""
+    import numpy as np  # here and below: files are read and written without it and torch
+    import torch
+
     array = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1
     return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
     """[B,3,H,W], about [-1,1], clamped -> B PIL pictures. Raises MineditError for NaN or infinity."""
+    import torch
+
     if not torch.isfinite(images).all():
         raise MineditError(f"picture in {images.dtype} holds NaN or infinity, expected numbers; try dtype float32")
     array = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -10,7 +10,7 @@ from small_model import TOKENS, small_model
 
 from minedit.attention.eager import eager
 from minedit.config import MineditError
-from minedit.methods import adapedit, wordmaps
+from minedit.methods import adapedit, running, wordmaps
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.plan import SELF_RULE, TARGET
 from minedit.methods.wordmaps import measure
@@ -109,7 +109,7 @@ def test_the_mask_keeps_what_reaches_alpha_and_all_of_a_word_that_never_does(mod
     prompt, level = model.tokenizer.encode(BOY), AdapEditConfig(alpha_m=0.19)
     found = adapedit.statistics(model, prompt, (1,), made_up(model), level, (8, 8))
     assert found.empty == tuple(range(5)) and found.masks.all()
-    plan = adapedit.plan(model, model.tokenizer.encode(DOG), prompt, 10, level, found)
+    plan = running.plan(model, model.tokenizer.encode(DOG), prompt, 10, level, found)
     assert "nothing above alpha_m, map unmasked: a, boy, in, the, park" in plan.notes
 
 
@@ -148,7 +148,7 @@ def plan_of(model, source, target, steps=10, **settings):
     source, target, chosen = model.tokenizer.encode(source), model.tokenizer.encode(target), AdapEditConfig(**settings)
     prompt, keys, _ = adapedit.subject(source, target)
     found = adapedit.statistics(model, prompt, keys, made_up(model), chosen, (8, 8)) if chosen.measures else None
-    return adapedit.plan(model, source, target, steps, chosen, found), found, target
+    return running.plan(model, source, target, steps, chosen, found), found, target
 
 
 @pytest.mark.parametrize("source, target", [(BOY, SITTING), (BOY, DOG), (SITTING, BOY), (BOY, "two red cars")])
@@ -300,4 +300,4 @@ def test_bad_settings_are_one_line_errors(settings):
 def test_a_model_without_maps_of_that_side_is_an_error(model):
     other = replace(model, config=replace(model.config, map_size=32))
     with pytest.raises(MineditError, match=r"sides \[4, 8\], expected map_size 32"):
-        adapedit.watched(other, AdapEditConfig())
+        wordmaps.watched(other, AdapEditConfig())

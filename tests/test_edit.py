@@ -13,8 +13,9 @@ import minedit
 from minedit.attention.rules import Seen
 from minedit.config import MineditError
 from minedit.methods import adapedit
-from minedit.methods.adapedit import AdapEditConfig, Running
+from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.p2p import P2PConfig
+from minedit.methods.running import Running, plan
 from minedit.sampling import ddim
 from minedit.sampling.loop import context, sample, start
 
@@ -330,12 +331,12 @@ def test_one_pass_learns_tau_along_the_way(sd):
 def test_one_pass_averages_are_means_of_what_was_seen(sd):
     source, target = (sd.tokenizer.encode(text) for text in (BOY, SITTING))
     settings = AdapEditConfig(fwt="one-pass", statistics="mean")
-    running = Running(sd, source, target, 3, settings)
-    assert running.plan.pinned == (2, 3, 0, 3, 3, 3, 3, *(2,) * 9)  # all with a source; the ends by "sitting" alone
+    found = Running(sd, source, target, 3, settings)
+    assert found.plan.pinned == (2, 3, 0, 3, 3, 3, 3, *(2,) * 9)  # all with a source; the ends by "sitting" alone
     sites = [site for site in sd.unet.sites if site.kind == "cross"]
     seen = [{s.name: random_seen(s, step) for s in sites} for step in range(3)]
     for step in range(3):
-        running.add(seen[step], (8, 8))
+        found.add(seen[step], (8, 8))
     means = {
         s.name: tuple(
             torch.stack([getattr(at[s.name], part)[3] for at in seen]).mean(0) for part in ("columns", "hidden")
@@ -343,9 +344,9 @@ def test_one_pass_averages_are_means_of_what_was_seen(sd):
         for s in sites
     }
     expected = adapedit.statistics(sd, target, (1,), means, settings, (8, 8))
-    assert running.found.tau == pytest.approx(expected.tau, abs=1e-6)
-    assert torch.allclose(running.found.maps, expected.maps)
-    assert running.plan.pinned == adapedit.plan(sd, source, target, 3, settings, expected).pinned
+    assert found.found.tau == pytest.approx(expected.tau, abs=1e-6)
+    assert torch.allclose(found.found.maps, expected.maps)
+    assert found.plan.pinned == plan(sd, source, target, 3, settings, expected).pinned
 
 
 def random_seen(site, step):

@@ -22,8 +22,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import torch
-
 from minedit.cli import options
 from minedit.config import MineditError
 
@@ -41,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(f"minedit.cli.{args.verb}").run(args)
     except MineditError as error:
         return _failed(" ".join(str(error).splitlines()))
-    except torch.OutOfMemoryError:
-        return _failed("the device ran out of memory; try --dtype float16 or another --device")
     except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's: without an error there is no need to import it
+            return _failed("the device ran out of memory; try --dtype float16 or another --device")
         if "can't allocate memory" not in str(error):  # the CPU's allocator has no exception of its own
             raise
         return _failed("memory ran out; try a smaller --height and --width, or fewer prompts at once")

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from minedit import image
 from minedit.cli import options, output
 from minedit.config import MineditError
-from minedit.edit import edit
 from minedit.methods.choose import method_settings
 
 PAIR = '{"source": "a boy", "target": "a sitting boy"}'
@@ -20,6 +19,8 @@ def run(args: argparse.Namespace) -> None:
     method_settings(args.method, None, overrides)
     pairs = _pairs(args)
     runs = [(pair, seed) for pair in pairs for seed in dict.fromkeys(args.seed)]
+    from minedit.verbs import edit  # and torch, once the arguments are right
+
     with output.folder(args.out):
         sd = output.load(args)
         preview = output.preview(args, sd)

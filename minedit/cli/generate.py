@@ -7,13 +7,14 @@ import time
 
 from minedit.cli import output
 from minedit.config import MineditError
-from minedit.edit import generate
 
 
 def run(args: argparse.Namespace) -> None:
     if not args.prompts:
         raise MineditError("no prompt; expected what the picture shows: minedit generate 'a boy in the park'")
     pairs = [(prompt, seed) for prompt in args.prompts for seed in dict.fromkeys(args.seed)]
+    from minedit.verbs import generate  # and torch, once the arguments are right
+
     with output.folder(args.out):
         sd = output.load(args)
         preview = output.preview(args, sd)

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from minedit.cli.options import Formatter, Parser, number, reader
 from minedit.config import MineditError
-from minedit.files.checkpoint import load, weights_folder
-from minedit.picturebook.judge import GOALS, RENDERINGS, judged, prompts, reconstruction, word_maps
-from minedit.picturebook.training.train_judge import accuracy, load_judge
-from minedit.picturebook.world.dataset import Drawings
-from minedit.sampling.ddim import STEPS
+from minedit.sampling.numbers import STEPS
 
 
 def main(argv: list[str]) -> int:
     """Print the tables. Raises MineditError where the checkpoint or the judge is missing."""
     args = _arguments(argv)
+    from minedit.files.checkpoint import load, weights_folder
+    from minedit.picturebook.judge import GOALS, RENDERINGS, judged, prompts, reconstruction, word_maps
+    from minedit.picturebook.training.train_judge import accuracy, load_judge
+    from minedit.picturebook.world.dataset import Drawings
+
     model, judge = load(args.model, device=args.device), load_judge(weights_folder() / "picturebook-judge.safetensors")
     try:
         renderings = Drawings(args.runs / "data", RENDERINGS, model.config.image_size, args.seed, unseen=True)

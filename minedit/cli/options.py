@@ -13,12 +13,13 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import NoReturn
 
-from minedit import __version__, image
+from minedit import __version__
 from minedit.config import MineditError
 from minedit.methods.choose import DEFAULT, METHODS
-from minedit.sampling.loop import SEED, Run
+from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import Setting, settings
 
+DTYPES = ("float32", "float16", "bfloat16")
 ELSEWHERE = {  # verbs that read their own arguments
     "train": "train the parts of the embedded model",
     "judge": "measure what the embedded model draws",
@@ -99,6 +100,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.again is None:
         args.lora = args.lora or []
         return args
+    from minedit import image  # the picture's reader is not in every command's way
+
     stored = image.settings(args.again)
     verb, keys = stored.get("verb"), {"generate": {"prompts"}, "edit": {"source", "target", "method"}}
     if verb not in keys or not keys[verb] | {"seed", "model", "attention"} <= set(stored):
@@ -106,7 +109,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if verb != args.verb:
         raise MineditError(f"{args.again} was made by minedit {verb}; run: minedit {verb} --from {args.again}")
     method = METHODS.get(str(stored.get("method")))
-    known = {"seed": SEED, **settings(Run), **(settings(method) if method else {})}
+    known = {"seed": SEED, **settings(Numbers), **(settings(method) if method else {})}
     stored = {name: value for name, value in stored.items() if name in STORED | known.keys()}
     for name in known.keys() & stored.keys():
         stored[name] = known[name].check(f"the {name} in {args.again}", stored[name])
@@ -183,7 +186,7 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
 def _run_options(parser: Parser) -> None:
     group = parser.add_argument_group("the run")
     group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", default=[0], help=SEED.help)
-    for field in fields(Run):
+    for field in fields(Numbers):
         _option(group, field, field.default, field.metadata["setting"])
     group.add_argument("--from", metavar="PNG", dest="again", help="a picture whose stored settings are the defaults")
     group.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="where the files go")

@@ -10,19 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from minedit import __version__, image
-from minedit.attention.choose import resolve
 from minedit.config import SD14, MineditError, shown
-from minedit.edit import OnStep
-from minedit.files import checkpoint, lora
-from minedit.files.taesd import load_taesd
-from minedit.sampling.loop import Step
-from minedit.stack.model import Model
-from minedit.stack.taesd import save_preview
+
+if TYPE_CHECKING:
+    from minedit.sampling.loop import Step
+    from minedit.stack.model import Model
+    from minedit.verbs import OnStep
 
 PREVIEW_EVERY = 5  # steps
 
@@ -44,6 +40,9 @@ def check_prompts(sd: Model, prompts: dict[str, str]) -> None:
 
 
 def load(args: argparse.Namespace) -> Model:
+    from minedit.attention.choose import resolve  # torch's, as what the functions below import
+    from minedit.files import checkpoint
+
     began = time.perf_counter()
     sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast, args.vae)
     chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
@@ -65,6 +64,9 @@ def preview(args: argparse.Namespace, sd: Model) -> OnStep | None:
         raise MineditError(
             f"--preview is for Stable Diffusion v1, and {sd.config.name} has latents of its own; omit it"
         )
+    from minedit.files.taesd import load_taesd
+    from minedit.stack.taesd import save_preview
+
     tiny = load_taesd(args.preview, sd.device)
 
     def show(step: Step) -> None:
@@ -99,6 +101,8 @@ def folder(path: Path) -> Iterator[None]:
 @contextmanager
 def progress() -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr: a function of the steps done and the steps in all."""
+    from tqdm import tqdm
+
     with tqdm(unit="step", leave=False, ncols=80, mininterval=0.5) as bar:
 
         def show(done: int, total: int) -> None:
@@ -110,6 +114,8 @@ def progress() -> Iterator[Callable[[int, int], None]]:
 
 def model_settings(args: argparse.Namespace, sd: Model) -> dict:
     """Which model made a picture, in the words of the command line."""
+    from minedit.files import lora
+
     names = ("model", *("vae",) * bool(args.vae), "device", "dtype", "attention", "fast")
     model = {name: getattr(args, name) for name in names}
     return {**model, **lora.settings(sd), "model_name": sd.config.name, "minedit": __version__}
@@ -122,6 +128,8 @@ def write(folder: Path, name: str, pictures: dict, settings: dict, found: dict, 
     files = {kind: folder / f"{name}{kind}.png" for kind in pictures}
     for kind, path in files.items():
         image.save(path, pictures[kind], settings)
+    import torch
+
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     record = {**settings, **found, "seconds": round(seconds, 2), "versions": versions}
     record["files"] = {kind: path.name for kind, path in files.items()}

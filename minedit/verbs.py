@@ -15,7 +15,8 @@ from minedit.config import MineditError
 from minedit.files import lora
 from minedit.methods import Job, WordPlan
 from minedit.methods.choose import DEFAULT, method_settings
-from minedit.sampling.loop import SEED, Progress, Run, Step, Ticks, pictures
+from minedit.sampling.loop import Progress, Run, Step, Ticks, pictures
+from minedit.sampling.numbers import SEED
 from minedit.settings import Settings
 from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt, align
