@@ -3,9 +3,10 @@
     python benchmarks/gpu.py [--dtype float16] [--repeats 5] [--csv FILE] [--parts attention steps pictures profile]
 
 attention: the fused kernel of an edit beside one plain call of torch's and beside `eager`. steps: one step of the UNet,
-as it is, recorded, compiled. pictures: pictures and edits of 512 x 512, 50 steps. profile: the ten costliest kernels of
-an edited step, and the share of launches. Times are CUDA events' medians after a warm-up; goals are for one H100 or
-H200. --tiny rehearses all of it anywhere with the embedded model and tells nothing.
+as it is, recorded, with each kind of fused layers, compiled; decoding. pictures: pictures and edits of 512 x 512, 50
+steps. profile: the ten costliest kernels of a plain step, of decoding and of an edit, and the share of launches. Times
+are CUDA events' medians after a warm-up; goals are for one H100 or H200.
+--tiny rehearses all of it anywhere with the embedded model and tells nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from table import append
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity
 
 import minedit
@@ -32,7 +34,7 @@ from minedit.attention.rules import Attn
 from minedit.config import SD14
 from minedit.files.checkpoint import DTYPES, tokenizer
 from minedit.lab.cases import cases, real_shapes, small_shapes
-from minedit.speed.fast import fast
+from minedit.speed.fast import fast, fusing, lay_out
 from minedit.speed.graphs import Recorded
 from minedit.stack.model import Model
 from minedit.stack.text import TextEncoder
@@ -42,6 +44,7 @@ from minedit.stack.vae import VAE
 PAIR = ("a boy in the park", "a sitting boy in the park")
 RULE = "dps"  # pins and a gate: the most that an edit asks of a layer
 PARTS = ("attention", "steps", "pictures", "profile")
+FUSED = ("norm", "geglu", "tokens", "text")  # the parts of speed/layers.py
 METHODS = (("p2p", {}), ("adapedit", {}), ("adapedit", {"fwt": "one-pass"}))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Rows = Iterator[dict]
@@ -125,21 +128,30 @@ def steps(args: argparse.Namespace) -> Rows:
         ("recorded", Recorded, False),
         ("recorded, cudnn.benchmark", Recorded, True),
         ("channels-last", "last", True),
-        ("channels-last, recorded, cudnn.benchmark (--fast)", "fast", True),
+        ("channels-last, recorded, cudnn.benchmark", (), True),
+        *((f"the same, fused {part}", (part,), True) for part in FUSED),
+        ("the same, fused all (--fast)", "fast", True),
+        ("the same, fused all, attention cuDNN's before others", "cudnn", True),
         ("compiled", "compile", True),
         ("channels-last, compiled, recorded", "compile-last", True),
     ):
         if "compile" in str(kind) and not args.compile:
             continue
-        with cudnn_benchmark(tuned):
-            sd = model(args, kind == "fast")
+        first_choice = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+        choice = sdpa_kernel(first_choice, set_priority=True) if kind == "cudnn" and DEVICE == "cuda" else nullcontext()
+        with cudnn_benchmark(tuned), choice:
+            sd = model(args, kind in ("fast", "cudnn"))
             unet, inputs = sd.unet, step_inputs(sd, 2, dtype)
             if kind in ("last", "compile-last"):
                 unet.to(memory_format=torch.channels_last)
+            if isinstance(kind, tuple):
+                lay_out(unet)
+                if kind and (fuse := fusing(sd.device)):
+                    fuse(unet, kind)
             forward = unet.forward
             if "compile" in str(kind):
                 forward = torch.compile(forward, dynamic=False)
-            if kind in (Recorded, "compile-last") and DEVICE == "cuda":
+            if (kind in (Recorded, "compile-last") or isinstance(kind, tuple)) and DEVICE == "cuda":
                 forward = Recorded(forward)
             began = time.perf_counter()
             forward(*inputs)
@@ -147,9 +159,15 @@ def steps(args: argparse.Namespace) -> Rows:
             ms = milliseconds(lambda: forward(*inputs), args)  # noqa: B023
             peak = peak_mb(lambda: forward(*inputs))  # noqa: B023
         yield row(f"step of 2 rows, {name}", ms, "ms")
-        yield row(f"steps a second of 2 rows, {name}", 1e3 / ms, "it/s", ">= 150" * (kind != Recorded))
+        yield row(f"steps a second of 2 rows, {name}", 1e3 / ms, "it/s", ">= 150" * (kind == "fast"))
         yield row(f"peak memory of a step of 2 rows, {name}", peak, "MB")
         yield row(f"first call, {name}", first, "s")
+    for what in ("", " --fast"):
+        sd = model(args, bool(what))
+        for count in (1, 2):
+            side = sd.config.latent_size
+            z = torch.randn(count, sd.config.vae.z_channels, side, side, device=DEVICE).to(sd.dtype)
+            yield row(f"decoding {count}{what}", milliseconds(lambda: sd.vae.decode(z), args), "ms")  # noqa: B023
 
 
 def pictures(args: argparse.Namespace) -> Rows:
@@ -168,27 +186,39 @@ def pictures(args: argparse.Namespace) -> Rows:
 
 
 def profile(args: argparse.Namespace) -> Rows:
-    """Where an edited step's time goes."""
-    sd, few = model(args, DEVICE == "cuda"), 3
-    edit = lambda: minedit.edit(sd, *PAIR, "adapedit", steps=few, fwt_steps=2)  # noqa: E731
-    edit()
+    """Where the time of a plain step of 2 rows goes, of decoding, and that of an edit."""
+    sd = model(args, DEVICE == "cuda")
+    inputs, side = step_inputs(sd, 2, sd.dtype), sd.config.latent_size
+    z = torch.randn(1, sd.config.vae.z_channels, side, side, device=DEVICE).to(sd.dtype)
+    edit = lambda: minedit.edit(sd, *PAIR, "adapedit", steps=3, fwt_steps=2)  # noqa: E731
+    yield from profiled("step of 2 rows", lambda: sd.unet(*inputs))
+    yield from profiled("decoding of one picture", lambda: sd.vae.decode(z))
+    yield from profiled("edit of 3 + 2 steps", edit)
+
+
+def profiled(what: str, work: Callable[[], object]) -> Rows:
+    """The table of its ten costliest kernels, printed; and rows of them."""
+    work()
     activity = ProfilerActivity.CUDA if DEVICE == "cuda" else ProfilerActivity.CPU
     began = time.perf_counter()
-    with torch.profiler.profile(activities=[activity]) as profiled:
-        edit()
+    with torch.profiler.profile(activities=[activity]) as found:
+        work()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
     wall = (time.perf_counter() - began) * 1e3
     sort = "self_cuda_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
-    table = profiled.key_averages()
-    print(table.table(sort_by=sort, row_limit=10, max_name_column_width=90), flush=True)
+    table = found.key_averages()
+    print(what, table.table(sort_by=sort, row_limit=10, max_name_column_width=90), sep="\n", flush=True)
     if DEVICE == "cuda":
         busy = sum(event.self_device_time_total for event in table) / 1e3
         count = sum(event.count for event in table if event.self_device_time_total > 0)
-        yield row("kernels launched in a profiled edit of 3 + 2 steps", count, "")
-        yield row("time in kernels of a profiled edit", busy, "ms")
-        yield row("wall time of a profiled edit", wall, "ms")
+        yield row(f"kernels launched in a profiled {what}", count, "")
+        yield row(f"time in kernels of a profiled {what}", busy, "ms")
+        yield row(f"wall time of a profiled {what}", wall, "ms")
         for event in sorted(table, key=lambda event: -event.self_device_time_total)[:10]:
             share = event.self_device_time_total / 1e3 / busy
-            yield row(f"share of kernel time: {event.key[:60].replace(',', ';')} ({event.count}x)", share, "x")
+            kernel = event.key[:60].replace(",", ";")
+            yield row(f"share of kernel time of a profiled {what}: {kernel} ({event.count}x)", share, "x")
 
 
 def model(args: argparse.Namespace, laid_out: bool) -> Model:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from minedit.config import MineditError, foreign_json, shown
@@ -38,6 +38,12 @@ def to_pil(images: Tensor) -> list[Image.Image]:
         raise MineditError(f"picture in {images.dtype} holds NaN or infinity, expected numbers; try dtype float32")
     array = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(a) for a in array]
+
+
+def difference(a: Image.Image, b: Image.Image) -> float:
+    """Mean absolute difference of two pictures of one size over pixels and channels, 0 ... 255."""
+    means = ImageStat.Stat(ImageChops.difference(a, b)).mean
+    return sum(means) / len(means)
 
 
 def grid(images: Sequence[Image.Image], captions: Sequence[str] = (), columns: int | None = None) -> Image.Image:

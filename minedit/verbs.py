@@ -13,15 +13,19 @@ from torch import Tensor
 
 from minedit.config import MineditError
 from minedit.files import lora
+from minedit.image import difference
 from minedit.methods import Job, WordPlan
 from minedit.methods.choose import DEFAULT, method_settings
 from minedit.sampling.loop import Progress, Run, Step, Ticks, pictures
 from minedit.sampling.numbers import SEED
 from minedit.settings import Settings
 from minedit.stack.model import Model
-from minedit.stack.tokens import Prompt, align
+from minedit.stack.tokens import Prompt, align, foreign
 
 OnStep = Callable[[Step], None]
+# Of 255, mean over a picture. 120 soft edits of the embedded model were 1.3 to 43 apart, 39 unrelated pairs of its
+# pictures 35 to 85, nineteen of twenty more than 46. LITTLE is a hundredth of a picture that changes by 50.
+LITTLE, MUCH = 0.5, 45
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def generate(
         steps: DDIM steps, 1 ... 1000.
         guidance: classifier-free guidance scale, 0 or more.
         eta: 0 deterministic ... 1 ancestral sampling.
-        height, width: of the pictures, in pixels; None: as trained. Multiples of 64 for Stable Diffusion.
+        height, width: of the pictures, in pixels; None: as trained. Multiples of 8 for Stable Diffusion.
         progress: called after every step.
         on_step: called with every `Step` of the pictures: for previews, or to stop by raising.
 
@@ -87,7 +91,7 @@ def generate(
             on_step(step)
     latents = latents.cpu() / sd.config.latent_scale
     images, notes = pictures(sd, latents)
-    return Generated(images, latents, (*_unknown(sd, [sd.tokenizer.encode(prompt) for prompt in prompts]), *notes))
+    return Generated(images, latents, (*_reading(sd, [sd.tokenizer.encode(prompt) for prompt in prompts]), *notes))
 
 
 def edit(
@@ -142,7 +146,7 @@ def edit(
         source_latent=latents[:1],
         edited_latent=latents[-1:].clone(),
         words=told.words,
-        notes=(*told.notes, *_unknown(sd, pair), *decoding),
+        notes=(*told.notes, *_change(images), *_reading(sd, pair), *decoding),
         settings={
             "model": sd.config.name,
             "dtype": str(sd.dtype).removeprefix("torch."),
@@ -170,7 +174,21 @@ def _prompt(sd: Model, text: str) -> Prompt:
     return prompt
 
 
-def _unknown(sd: Model, prompts: Sequence[Prompt]) -> tuple[str, ...]:
-    """A note on the words that the model was never trained on."""
+def _reading(sd: Model, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """Notes on marks that the model reads as plain text, and on words that it was never trained on."""
+    marks = dict.fromkeys(mark for prompt in prompts for mark in foreign(prompt.text))
+    notes = []
+    for file, remedy in ((False, "weigh words with --reweight WORD=FACTOR"), (True, "merge a LoRA with --lora FILE")):
+        found = ", ".join(repr(mark) for mark in marks if mark.startswith("<") is file)
+        notes += [f"read as plain text, which means nothing to the model: {found}; {remedy}"] if found else []
     words = dict.fromkeys(word for prompt in prompts for word in sd.tokenizer.unknown(prompt))
-    return (f"{sd.config.name} was never trained on: {', '.join(words)}",) if words else ()
+    return (*notes, *([f"{sd.config.name} was never trained on: {', '.join(words)}"] if words else []))
+
+
+def _change(images: Sequence[Image]) -> tuple[str, ...]:
+    """A note on an edit that changed next to nothing, or nearly everything; none where one picture serves as both."""
+    apart = difference(images[0], images[-1])
+    amount = f"the two pictures differ by {apart:.1f} of 255 on average"
+    if apart < LITTLE and len(images) > 1:
+        return (f"the edit changed next to nothing: {amount}",)
+    return (f"the edit changed nearly the whole picture: {amount}, as unrelated pictures do",) if apart > MUCH else ()

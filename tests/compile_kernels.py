@@ -1,6 +1,6 @@
-"""Compile the fused kernel for GPUs that are not here; print what each variant takes of them.
+"""Compile the fused kernels for GPUs that are not here; print what each variant takes of them.
 
-    python tests/compile_kernels.py [--quick]
+    python tests/compile_kernels.py [--quick | --fused]
 
 One line a variant: registers a thread, bytes of shared memory a block, bytes spilled to memory a thread. The compiler
 and the assembler come with the package triton.
@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 
 from minedit.attention import kernel
 from minedit.attention import triton as kernels
+from minedit.speed import fused
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 SIZES = ((4096, 40), (1024, 80), (256, 160), (64, 160))  # pixels, width of a head: Stable Diffusion v1.4's
@@ -58,6 +59,46 @@ def compiled(target: int, n: int, d: int, dtype: torch.dtype, edited: bool, seen
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
+# What fused.py launches for widths of 320, 960 and 2560 channels and for the VAE's 128; a group's channels, padded.
+NORMS = ((320, 10, 16), (960, 30, 32), (2560, 80, 128), (128, 4, 4))
+
+
+def fused_variants():
+    """(name, kernel, its constants, warps)."""
+    for c, w, wide in NORMS:
+        norm, groups, across = {"G": 32, "W": w, "SHIFT": True}, max(1, 64 // wide), fused._across(c)
+        rows, tile = fused.TILE // (groups * wide), {"BC": across, "ROWS": 4096 // across}
+        if c > 128:
+            one = {"BP": fused.IN_REGISTERS // wide, "BW": wide, "SILU": True}
+            yield f"group_norm {c}, at once", fused._small, norm | one, 16
+            yield f"group_norm {c}, applied", fused._apply, norm | tile | {"K": fused.CHUNKS, "SILU": True}, 4
+        moments = {"K": fused.CHUNKS, "CHUNK": 2 * rows, "BG": groups, "BW": wide, "ROWS": rows}
+        yield f"group_norm {c}, moments", fused._moments, norm | moments, 8
+    yield "group_norm 128, joined", fused._join, {"G": 32, "W": 4, "K": fused.MANY}, 4
+    yield "group_norm 128, applied", fused._apply, norm | tile | {"K": 1, "SILU": True}, 4
+    yield "add 320", fused._add, {"C": 320, "BC": 64, "ROWS": 64}, 4
+    for c, rows in ((320, 4), (640, 4), (1280, 1)):
+        yield f"add_layer_norm {c}", fused._add_layer_norm, {"C": c, "BC": 1 << c.bit_length(), "ROWS": rows}, 4
+    yield "geglu 1280", fused._geglu, {"C": 1280, "BC": 256, "ROWS": 16}, 4
+
+
+def fused_compiled(target: int, kernel, fixed: dict, warps: int, dtype: torch.dtype):
+    names = kernel.arg_names
+    maps = ("x", "h", "out", "total", "weight", "bias", "shift")
+    types = dict.fromkeys(maps, f"*{TYPES[dtype]}") | dict.fromkeys(("moments", "parts"), "*fp32") | {"eps": "fp32"}
+    if kernel is fused._add:
+        types["bias"] = "*fp32"
+    signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in names}
+    aligned = [name for name in names if signature[name][0] == "*"]
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in fixed.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps})
+
+
 def resources(binary, target: int) -> tuple[int, int, int]:
     """(registers a thread, bytes of shared memory a block, bytes spilled a thread), as the assembler tells."""
     assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
@@ -74,7 +115,15 @@ def resources(binary, target: int) -> tuple[int, int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one variant for each GPU")
-    quick = parser.parse_args().quick
+    parser.add_argument("--fused", action="store_true", help="the kernels of speed/fused.py, for sm_90")
+    args = parser.parse_args()
+    quick = args.quick
+    if args.fused:
+        print("kernel, channels                dtype registers shared spilled")
+        for (name, kernel, fixed, warps), kind in itertools.product(fused_variants(), (torch.float16, torch.float32)):
+            registers, shared, spilled = resources(fused_compiled(90, kernel, fixed, warps, kind), 90)
+            print(f"{name:32} {TYPES[kind]:>4} {registers:>9} {shared:>6} {spilled:>7}", flush=True)
+        return
     sizes, kinds = (SIZES[:1], (torch.float16,)) if quick else (SIZES, TYPES)
     variants = ((True, False),) if quick else ((False, False), (True, False), (False, True))
     print(f"{'GPU':6} {'pixels':>6} {'width':>5} {'dtype':>9} {'edited':>6} {'columns':>7} registers shared spilled")

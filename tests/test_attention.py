@@ -235,7 +235,7 @@ def test_auto_is_triton_on_a_gpu_where_it_runs(monkeypatch):
 
 
 def test_triton_says_what_it_lacks(monkeypatch):
-    def broken(q, k, v):
+    def broken(*_):
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setitem(sys.modules, "minedit.attention.triton", SimpleNamespace(INTERPRETED=False, attend=eager))

@@ -92,6 +92,14 @@ def test_a_picture_holds_what_makes_it_again(run, options):
         assert image.settings(f"out/{name}.png") == image.settings(f"{name}/{name}.png")
 
 
+def test_a_number_that_is_a_word_stays_a_word(run):
+    """The bug: `--reweight 3=4` reweighted the word at index 3 of "3 boys in the park", and the picture said so."""
+    assert run("edit", BOY, "3 boys in the park", "--method", "p2p", "--reweight", "3=4", "1=2") == 0
+    assert image.settings("out/edited.png")["reweight"] == [["3", 4.0], ["1", 2.0]]
+    assert run("edit", "--from", "out/edited.png", "--out", "again", few=False) == 0
+    assert same(Path("out/edited.png"), Path("again/edited.png"))
+
+
 def test_from_a_picture_with_other_options(run):
     assert run("edit", BOY, SITTING, "--seed", 2, "--lambda-s", 0.5) == 0
     assert run("edit", "--from", "out/edited.png", "--lambda-tau", 0.3, "--out", "new", few=False) == 0

@@ -1,18 +1,20 @@
 """The verbs on a random model. Oracles: identities between runs, and the sampling loop written out by hand."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from seeded import normal
 from small_model import TOKENS, small_model
 
 import minedit
 from minedit.attention.rules import Seen
 from minedit.config import MineditError
-from minedit.methods import adapedit
+from minedit.methods import wordmaps
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.p2p import P2PConfig
 from minedit.methods.running import Running, plan
@@ -283,16 +285,45 @@ def test_generates_mistakes_likewise(sd, wrong):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_pictures_of_other_shapes(sd, method):
-    """The small model's latents are 1/8 of the picture, and its UNet halves them once."""
-    res = minedit.edit(sd, BOY, SITTING, method, seed=1, height=80, width=112, **SHORT)
-    assert res.source.size == res.edited.size == (112, 80) and res.edited_latent.shape == (1, 4, 10, 14)
-    assert (res.settings["height"], res.settings["width"]) == (80, 112)
-    alone = minedit.generate(sd, BOY, seed=1, height=80, width=112, **SHORT)
+@pytest.mark.parametrize("h, w", [(10, 14), (9, 13), (1, 7)])
+def test_pictures_of_other_shapes(sd, method, h, w):
+    """The small model's latents are 1/8 of the picture, and its UNet halves them once, rounding up."""
+    height, width = 8 * h, 8 * w
+    res = minedit.edit(sd, BOY, SITTING, method, seed=1, height=height, width=width, **SHORT)
+    assert res.source.size == res.edited.size == (width, height) and res.edited_latent.shape == (1, 4, h, w)
+    assert (res.settings["height"], res.settings["width"]) == (height, width)
+    alone = minedit.generate(sd, BOY, seed=1, height=height, width=width, **SHORT)
     assert relative(res.source_latent, alone.latents) < 1e-4
     if method == "adapedit":
-        assert res.statistics.maps.shape == (6, 10, 14)
-        assert {tuple(seen.map.shape) for seen in res.statistics.spatial} == {(10, 14), (5, 7)}
+        shapes = {(h, w), (-(-h // 2), -(-w // 2))}
+        assert res.statistics.maps.shape == (6, h, w)
+        assert {tuple(seen.map.shape) for seen in res.statistics.spatial} == shapes
+        one = minedit.edit(sd, BOY, SITTING, seed=1, height=height, width=width, fwt="one-pass", **SHORT)
+        assert one.statistics.maps.shape == (6, h, w)
+
+
+def test_syntax_that_no_model_reads_is_noted(sd):
+    """The bug: "(dog:1.3)" was drawn as brackets and digits, and nobody said so."""
+    res = minedit.edit(sd, BOY, "(red:1.3) <lora:a>", "fixed-seed", **SHORT)
+    said = "read as plain text, which means nothing to the model: "
+    assert said + "'(red:1.3)'; weigh words with --reweight WORD=FACTOR" in res.notes
+    assert said + "'<lora:a>'; merge a LoRA with --lora FILE" in res.notes
+    assert not any(said in note for note in minedit.edit(sd, BOY, "a (red) boy", "fixed-seed", **SHORT).notes)
+    assert any(said + "'[boy]'" in note for note in minedit.generate(sd, "a [boy]", **SHORT).notes)
+
+
+def test_an_edit_that_changed_nothing_or_everything_is_noted(sd, monkeypatch):
+    """The bug: neither was told from an edit. Oracle: pictures of one colour."""
+    res = minedit.edit(sd, BOY, BOY, "p2p", reweight={"park": 1}, **SHORT)
+    assert "the edit changed next to nothing: the two pictures differ by 0.0 of 255 on average" in res.notes
+    assert not any("next to nothing" in note for note in minedit.edit(sd, BOY, BOY, **SHORT).notes)  # one picture
+    grey = {level: Image.new("RGB", (8, 8), (level,) * 3) for level in (0, 1, 45, 46)}
+    for level, said in ((1, ""), (45, ""), (46, "nearly the whole picture: the two pictures differ by 46.0 of 255")):
+        monkeypatch.setattr(
+            sys.modules["minedit.verbs"], "pictures", lambda *_, level=level: ([grey[0], grey[level]], ())
+        )
+        notes = [note for note in minedit.edit(sd, BOY, DOG, **SHORT).notes if "the edit changed" in note]
+        assert len(notes) == bool(said) and all(said in note for note in notes)
 
 
 def test_a_model_that_reads_a_photo_too_is_an_error(sd):
@@ -301,9 +332,9 @@ def test_a_model_that_reads_a_photo_too_is_an_error(sd):
         minedit.generate(photo, BOY, **SHORT)
 
 
-@pytest.mark.parametrize("side", [0, -16, 24, 64.0, True])
-def test_a_side_that_cannot_be_halved_is_an_error(sd, side):
-    with pytest.raises(MineditError, match="height is .*, expected a multiple of 16 pixels for small"):
+@pytest.mark.parametrize("side", [0, -16, 20, 64.0, True])
+def test_a_side_of_no_whole_latents_is_an_error(sd, side):
+    with pytest.raises(MineditError, match="height is .*, expected a multiple of 8 pixels for small"):
         minedit.generate(sd, BOY, height=side, **SHORT)
 
 
@@ -343,7 +374,7 @@ def test_one_pass_averages_are_means_of_what_was_seen(sd):
         )
         for s in sites
     }
-    expected = adapedit.statistics(sd, target, (1,), means, settings, (8, 8))
+    expected = wordmaps.statistics(sd, target, (1,), means, settings, (8, 8))
     assert found.found.tau == pytest.approx(expected.tau, abs=1e-6)
     assert torch.allclose(found.found.maps, expected.maps)
     assert found.plan.pinned == plan(sd, source, target, 3, settings, expected).pinned

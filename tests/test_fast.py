@@ -62,9 +62,10 @@ def test_on_a_cpu_wide_convolutions_take_fewer_products(spared):
 
 
 @pytest.mark.parametrize("made", ["quick", "spared"])
-def test_an_edit_is_the_same_but_for_rounding(sd, made, request):
+@pytest.mark.parametrize("size", [{}, {"height": 72, "width": 104}])  # 9 and 13 latents
+def test_an_edit_is_the_same_but_for_rounding(sd, made, size, request):
     models = request.getfixturevalue(made), sd
-    ours, plain = (minedit.edit(model, BOY, SITTING, seed=1, steps=4, guidance=3.0) for model in models)
+    ours, plain = (minedit.edit(model, BOY, SITTING, seed=1, steps=4, guidance=3.0, **size) for model in models)
     assert relative(ours.source_latent, plain.source_latent) < 1e-4
     assert relative(ours.edited_latent, plain.edited_latent) < 1e-4
 

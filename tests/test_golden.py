@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from seeded import fill, normal, relative
-from tiny import GUIDANCE, IDS, STEPS, TINY
+from tiny import GUIDANCE, IDS, ODD, STEPS, TINY
 
 from minedit.attention.eager import eager
 from minedit.attention.sdpa import sdpa
@@ -43,6 +43,12 @@ def test_text():
 def test_unet():
     eps = unet()(normal("x", 2, 4, SIDE, SIDE), torch.tensor([981, 21]), GOLDEN["text"])
     assert relative(eps, GOLDEN["unet"]) < 1e-5
+
+
+def test_unet_of_odd_sides():
+    """diffusers upsamples to the size of the skip connection where the sides are not multiples of 2^levels."""
+    eps = unet()(normal("odd", 2, 4, *ODD), torch.tensor([981, 21]), GOLDEN["text"])
+    assert relative(eps, GOLDEN["unet of odd sides"]) < 1e-5
 
 
 def test_vae():

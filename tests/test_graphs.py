@@ -15,7 +15,7 @@ from minedit.attention.eager import eager
 from minedit.attention.rules import Attn, Edit, Rule
 from minedit.config import MineditError
 from minedit.speed.fast import fast
-from minedit.speed.graphs import LIMIT, Recorded, put_together, taken_apart
+from minedit.speed.graphs import LIMIT, Recorded, put_together, searched, taken_apart
 
 PAIRS = (("a boy in the park", "a sitting boy in the park"), ("a dog on the beach", "a cat on the beach"))
 WAYS = (("adapedit", {}), ("adapedit", {"fwt": "one-pass"}), ("p2p", {}), ("fixed-seed", {}))
@@ -122,6 +122,21 @@ def test_what_cannot_be_recorded_says_so(sd):
 
     with pytest.raises(MineditError, match="not permitted when stream is capturing.*leave out --fast"):
         Recorded(sd.unet.forward, refuse)(*inputs())
+
+
+def test_a_search_leaves_cudnns_setting_as_it_was():
+    before = torch.backends.cudnn.benchmark
+    with pytest.raises(KeyError), searched():
+        assert torch.backends.cudnn.benchmark
+        raise KeyError
+    assert torch.backends.cudnn.benchmark is before
+
+
+def test_a_text_given_again_is_not_copied_again(sd, replayed):
+    x, t, context = inputs()
+    for text in (context, context, context + 1, context):
+        with torch.inference_mode():
+            assert torch.equal(replayed.unet(x, t, text), sd.unet(x, t, text))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from minedit.config import MineditError
-from minedit.image import grid, save, settings, to_pil, to_tensor, write_whole
+from minedit.image import difference, grid, save, settings, to_pil, to_tensor, write_whole
 
 
 def picture() -> Image.Image:
@@ -75,3 +75,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(MineditError, match="cannot write"):
         save(path / "below a file.png", picture())
+
+
+def test_difference_is_the_mean_over_pixels_and_channels():
+    red, black = (Image.new("RGB", (8, 4), color) for color in ("red", "black"))
+    assert difference(red, black) == difference(black, red) == 85
+    assert difference(red, red) == 0
+    black.putpixel((0, 0), (0, 0, 96))
+    assert difference(black, Image.new("RGB", (8, 4))) == 1

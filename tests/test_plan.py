@@ -178,3 +178,54 @@ def test_bad_settings_are_one_line_errors(model, settings):
 def test_a_repeated_word_is_reweighted_by_its_index(model):
     plan, _, target = plan_of(model, BOY, "a sitting boy in a park", reweight={4: 2.0})
     assert [j for j, w in enumerate(plan.weights) if w != 1] == list(target.words[4].tokens)
+
+
+@pytest.mark.parametrize(
+    "target, word, named",
+    [
+        ("3 boys in the park", "3", [0]),  # was the word at index 3, "the"
+        ("3 boys in the park", 3, [3]),
+        ("two boys in the park", "3", [3]),
+        ("a boy in a t-shirt", "t-shirt", [4, 5, 6]),  # was "not in the target prompt", as were all that follow
+        ("a Sitting Boy in the park", "sitting boy", [1, 2]),
+        ("a boy's hat", "boy's", [1, 2]),
+        ("a boy's hat", "BOY", [1]),
+        ("12 boys", "12", [0, 1]),  # CLIP splits numbers into digits
+        ("a sunhat in the park", "sunhat", [1]),
+    ],
+)
+def test_a_text_names_a_word_before_an_index_and_all_its_pieces(model, target, word, named):
+    """The bug: `--reweight 3=4` on "3 boys" reweighted "the", and "t-shirt" was no word of a prompt."""
+    plan, _, prompt = plan_of(model, BOY, target, reweight={word: 4.0})
+    tokens = [token for index in named for token in prompt.words[index].tokens]
+    assert [j for j, w in enumerate(plan.weights) if w != 1] == tokens
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("boy sitting", "the word 'boy sitting' is not in the target prompt; its words are a, red"),
+        ("a red cat", "the phrase 'a red cat' stands at [0, 4] in the target prompt; give the indices of its words"),
+        ("red", "the word 'red' stands at [1, 5] in the target prompt; give one of these indices"),
+        ("7", "word 7 of the target prompt, which has 7; expected 0 to 6"),
+        ("", "the word '' is not in"),
+        ("9" * 5000, "is not in"),
+    ],
+)
+def test_a_text_that_names_no_word_or_several_is_an_error(model, word, said):
+    with pytest.raises(MineditError) as error:
+        plan_of(model, BOY, "a red cat and a red cat", reweight={word: 2.0})
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_spread_is_a_setting_that_only_words_of_other_lengths_notice(model):
+    maps = {
+        (target, spread): plan_of(model, BOY, target, spread=spread)[0].columns
+        for target in (DOG, "a sunhat in the park")
+        for spread in ("mean", "sum")
+    }
+    assert torch.equal(maps[DOG, "mean"], maps[DOG, "sum"])
+    mean, total = maps["a sunhat in the park", "mean"], maps["a sunhat in the park", "sum"]
+    assert mean[2, 2:4].tolist() == [1, 1] and total[2, 2:4].tolist() == [0.5, 0.5]
+    with pytest.raises(MineditError, match="spread is 'half', expected mean or sum"):
+        P2PConfig(spread="half")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from minedit.config import MineditError
-from minedit.stack.tokens import Prompt, Tokenizer
+from minedit.stack.tokens import Prompt, Tokenizer, foreign
 
 FOLDER = Path(__file__).parent.parent / "weights" / "tokenizer"
 
@@ -95,3 +96,26 @@ def test_errors(tmp_path, clip):
         Tokenizer(tmp_path, 77)
     with pytest.raises(MineditError, match="not Unicode"):
         clip.encode("a \ud800 b")
+
+
+@pytest.mark.parametrize(
+    "text, marks",
+    [
+        ("a (red:1.3) cat, ((big)) and (old:.5)", ["(red:1.3)", "((big))", "(old:.5)"]),
+        ("a [cat|dog] by a [tree]", ["[cat|dog]", "[tree]"]),
+        ("a cat <lora:ink:0.8> <LORA:a>", ["<lora:ink:0.8>", "<LORA:a>"]),
+        ("(boy:1.2), twice (boy:1.2)", ["(boy:1.2)"]),
+        ("a boy (smiling) at 12:30, <3, i :) [", []),
+        ("(at 12:30 in the park) (a b: c)", []),
+        ("", []),
+    ],
+)
+def test_marks_of_other_programs(text, marks):
+    assert list(foreign(text)) == marks
+
+
+def test_marks_are_found_in_linear_time():
+    began = time.perf_counter()
+    for part in ("(", "((", "[", "<lora:", "(:", "(a:1", "(:1 ", "(:" + "1" * 9, ":" * 9, "(: "):
+        foreign(part * 2000)
+    assert time.perf_counter() - began < 5

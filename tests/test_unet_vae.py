@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from seeded import fill, normal
 
 from minedit.attention.rules import Attn, Edit, Rule
 from minedit.config import IP2P, PICTUREBOOK, SD14, Config, MineditError, UNetConfig, VAEConfig
-from minedit.stack.unet import CrossAttention, UNet, timestep_embedding
+from minedit.stack.unet import CrossAttention, UNet, Upsample, timestep_embedding
 from minedit.stack.vae import VAE
 
 MANIFEST = Path(__file__).parent / "fixtures" / "sd-v1-ldm.tsv"
@@ -101,10 +102,28 @@ def test_timestep_embedding_by_hand():
     torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-6)
 
 
-def test_a_latent_that_cannot_be_halved_is_refused():
-    unet = UNet(SMALL)
-    with pytest.raises(MineditError, match="9x8.*multiples of 2"):
-        unet(torch.zeros(1, 4, 9, 8), torch.tensor([1]), torch.zeros(1, 6, 24))
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (9, 8), (7, 13), (5, 6)])
+def test_a_latent_of_any_shape(shape):
+    """The bug: sides that cannot be halved at each level were refused. A map of 9 is halved to 5, and back to 9."""
+    unet, (x, t, context) = fill(UNet(SMALL)), small_inputs()
+    x = normal("odd", 2, 4, *shape)
+    sides = {}
+    for site in unet.sites:
+        layer = unet.get_submodule(site.name)
+        layer.register_forward_hook(lambda layer, given, _: sides.setdefault(layer.site.stride, given[0].shape[1]))
+    eps = unet(x, t, context)
+    assert eps.shape == x.shape and eps.isfinite().all()
+    assert sides == {s: math.prod(math.ceil(side / s) for side in shape) for s in (1, 2)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(6, 10), (5, 9), (6, 9), (5, 10)])
+def test_upsampling_doubles_and_crops(size):
+    layer = fill(Upsample(3)).double()
+    x = normal("x", 2, 3, 3, 5).double()
+    doubled = x.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., : size[0], : size[1]]
+    torch.testing.assert_close(layer(x, torch.Size(size)), layer.conv(doubled), rtol=0, atol=0)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from weight_files import SLIM, as_folder, in_shards, slim, with_config
 from minedit import cli
 from minedit.cli import weights
 from minedit.config import Config
-from minedit.files import checkpoint
+from minedit.files import checkpoint, written
 from minedit.files.checkpoint import load, save
 
 UNET = "model.diffusion_model."
@@ -147,7 +147,7 @@ def test_what_cannot_be_converted_leaves_the_old_file(saved, tmp_path, capsys, m
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(written, "save_file", full)
     assert "cannot write" in failed(capsys, "convert", saved, out)
     assert out.read_bytes() == b"old" and set(tmp_path.iterdir()) == before
 

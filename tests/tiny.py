@@ -13,3 +13,4 @@ TINY = Config(
 )
 IDS = [[38, 3, 17, 5, 30, 39, 39, 39], [38, 3, 9, 39, 39, 39, 39, 39]]
 STEPS, GUIDANCE = 5, 7.5
+ODD = 9, 13  # sides of latents that cannot be halved

@@ -5,7 +5,8 @@ Read in this order:
 rules.py   what each layer does at one step, as data
 eager.py   the specification: what a Rule means, to the letter
 sdpa.py    its algebra on torch's fused kernels
-triton.py  the same as one fused Triton kernel
+kernel.py  the same as one fused Triton kernel
+triton.py  how that kernel is called
 choose.py  names of attention functions → functions
 ```
 """

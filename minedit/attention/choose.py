@@ -7,7 +7,7 @@ import importlib
 import torch
 
 from minedit.attention.eager import eager
-from minedit.attention.rules import Attend
+from minedit.attention.rules import Attend, Edit, Rule
 from minedit.attention.sdpa import sdpa
 from minedit.config import MineditError
 
@@ -59,9 +59,16 @@ def _triton(device: torch.device) -> Attend:
     if device.type != "cuda" and not kernels.INTERPRETED:
         hint = "use sdpa, or set TRITON_INTERPRET=1 to try the kernel slowly"
         raise MineditError(f"attention 'triton' needs a CUDA GPU, the device is {str(device)!r}; {hint}")
-    x = torch.ones(1, 1, 16, 16, device=device)
+    x = torch.linspace(-1, 1, 2 * 16 * 16, device=device).reshape(2, 1, 16, 16)
+    half = torch.full((16,), 0.5, device=device)
+    rule = Rule(edits=(Edit(1, 0, None, half, torch.zeros_like(half), half),))
     try:
-        kernels.attend(x, x, x)
+        calls = [kernels.attend(x, x, x, rule) for _ in range(2)]  # the second goes the short way to the kernel
+        right = all(torch.allclose(found, eager(x, x, x, rule), atol=1e-4) for found in calls)
     except Exception as error:  # no C compiler, a GPU that this Triton does not know ...
         raise MineditError(f"attention 'triton' does not run here: {error}; use sdpa") from error
+    if not right:
+        raise MineditError(
+            "attention 'triton' gives other numbers than eager here; use sdpa, see minedit kernels check"
+        )
     return kernels.attend

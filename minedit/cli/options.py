@@ -56,7 +56,7 @@ def reader(*settings: Setting) -> Callable[[str], object]:
                 if each.kind is not dict:
                     return each.check("", each.kind(text))
                 word, factor = text.rsplit("=", 1)
-                return each.check("", [(int(word) if word.isdigit() else word, float(factor))])[0]
+                return each.check("", [(word, float(factor))])[0]
         raise argparse.ArgumentTypeError(f"found {text!r}, expected {wanted}")
 
     return read

@@ -48,7 +48,8 @@ def load(args: argparse.Namespace) -> Model:
     chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
     where = "embedded" if args.model is None else args.model
     print(f"model {sd.config.name} ({where}), loaded in {time.perf_counter() - began:.1f} s")
-    print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{', made for speed' * sd.fast}")
+    speed = ", made for speed" * sd.fast + " with torch's own layers, as Triton does not run here" * sd.unet.unfused
+    print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{speed}")
     for file, scale in sd.lora:
         print(f"  with the LoRA {file}, scale {scale:g}")
     for note in sd.notes:

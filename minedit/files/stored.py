@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minedit.config import MineditError
 
-PIECE = 2**22  # elements converted at once
+PIECE = 2**20  # elements converted at once
 AXES = 8  # of a tensor, at most
 STAYS = 2**28  # bytes of a file whose tensors stay in it; those of smaller ones are read, and cannot be lost later
 

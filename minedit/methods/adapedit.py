@@ -8,6 +8,9 @@ afterwards; key words are never pinned. Where we add to it, as settings: centrin
 statistics pass or none. With removals only there are no key words in the target: the source prompt is measured instead,
 its removed words are the keys, and a target word takes the tau of the source word it is aligned with.
 
+The source's attention of a replaced word (M^c of eq. 8) is that of the old word: token by token where they have as
+many, else the mean over the old word's tokens; where runs of words differ in length, over those of the whole run.
+
 One pass, which the paper claims without saying how: the rules of each step come from averages over the steps before it.
 The row of the measured prompt is watched at every second step while it is edited; the columns it shows are those before
 any edit. Until the first step is over every word with a source follows it.

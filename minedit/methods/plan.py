@@ -79,7 +79,7 @@ def unedited(job: Job) -> Way:
 
 def map_side(site: Site, config: Config) -> int:
     """Side of a layer's attention map at the size the model was trained for, in pixels of that map."""
-    return config.latent_size // site.stride
+    return -(-config.latent_size // site.stride)
 
 
 def cross_sites(sites: Sequence[Site]) -> tuple[str, ...]:

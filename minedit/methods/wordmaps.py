@@ -92,9 +92,9 @@ def taus(similarity: Sequence[float], key_words: Sequence[int], lambda_tau: floa
 
 def resized(maps: Tensor, shape: tuple[int, int]) -> Tensor:
     """Maps [W, h, w] of another shape, flat [W, N]: box average down, bilinear up."""
-    if shape[1] < maps.shape[-1]:
+    if shape < tuple(maps.shape[-2:]):
         maps = F.interpolate(maps[None], shape, mode="area")[0]
-    elif shape[1] > maps.shape[-1]:
+    elif shape > tuple(maps.shape[-2:]):
         maps = F.interpolate(maps[None], shape, mode="bilinear", align_corners=False)[0]
     return maps.flatten(1)
 
@@ -193,8 +193,8 @@ def spatial(
 
 
 def _map_shape(site: Site, latent: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a layer's map, for latents of this shape."""
-    return latent[0] // site.stride, latent[1] // site.stride
+    """(height, width) of a layer's map, for latents of this shape: halved, and rounded up, at each level."""
+    return -(-latent[0] // site.stride), -(-latent[1] // site.stride)
 
 
 def measure(

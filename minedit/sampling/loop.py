@@ -107,8 +107,8 @@ def sample(
 ) -> Iterator[Step]:
     """Denoise.
 
-    NaN or infinity anywhere in the UNet stays in the latents, so each step leaves a flag about them on the device and
-    all are read with the last, before it is yielded: reading one makes a GPU wait. On the CPU each is read at once.
+    NaN or infinity anywhere in the UNet stays in the latents, so each step leaves the largest of them on the device
+    and all are read with the last, before it is yielded: reading one makes a GPU wait. On the CPU each is read at once.
 
     Args:
         latents: [B, 4, h, w], noise of unit variance (`start`).
@@ -134,15 +134,15 @@ def sample(
         raise MineditError(f"the run begins at step {first}, expected one of its {steps}: nothing is left to draw")
     draw = _step_noise(seeds, latents) if eta > 0 else lambda: None
     predict = predict or guided(model, context, guidance)
-    latents, finite = latents.float(), []
+    latents, largest = latents.float(), []
     for index, (t, t_prev) in list(enumerate(ddim.schedule(steps)))[first:]:
         watch = observe(index) if observe else {}
         attn = Attn(attend=model.attend, rules=rules(index) if rules else {}, watch=watch, seen={})
         eps = predict(latents, index, t, attn)
         latents, x0 = ddim.step(latents, eps, t, t_prev, eta, draw())
-        finite.append(latents.isfinite().all())
+        largest.append(latents.abs().amax())  # NaN if one is
         if index + 1 == steps or not _waits(latents):
-            flags = torch.stack(finite).tolist()
+            flags = torch.stack(largest).isfinite().tolist()
             if not all(flags):
                 raise _overflow(f"the UNet at step {first + flags.index(False) + 1} of {steps}", model.dtype)
         done = Step(index, t, latents, eps, x0, attn.seen)
@@ -212,15 +212,15 @@ class Run(Numbers):
         """Sample the prompts from the noise of their seeds, without gradients, and call `tick` after each step.
 
         begin: latents, in place of that noise. The rest as in `sample`; `after` is called outside of inference mode.
-        Raises MineditError where height or width cannot be halved as often as the model does, and for a model that
-        wants more than noise and text where nothing else predicts.
+        Raises MineditError where height or width is no whole number of latents, and for a model that wants more than
+        noise and text where nothing else predicts.
         """
         if not predict and (channels := sd.config.unet.in_channels) != sd.config.vae.z_channels:
             fault = f"{sd.config.name} reads {channels} channels, a photo's among them"
             raise MineditError(
                 f"{fault}; expected a model that reads {sd.config.vae.z_channels}, as Stable Diffusion v1"
             )
-        multiple = sd.config.vae.factor * 2 ** (len(sd.config.unet.channels) - 1)
+        multiple = sd.config.vae.factor
         for name, side in (("height", self.height), ("width", self.width)):
             whole = isinstance(side, Integral) and not isinstance(side, bool)
             if side is not None and (not whole or side < 1 or side % multiple):

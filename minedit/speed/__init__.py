@@ -4,6 +4,8 @@ Read in this order:
 ```
 winograd.py  3×3 convolutions with fewer products, for a CPU
 graphs.py    a step of the UNet recorded on a CUDA GPU and replayed
+fused.py     GroupNorm and what stands around it, GEGLU: Triton kernels
+layers.py    the layers of a UNet and a VAE by those
 fast.py      which of them a device wants
 ```
 """

@@ -9,6 +9,7 @@ shapes, rows, which layers have a rule, tells recordings apart: `Recorded` has o
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -48,6 +49,16 @@ def _pool() -> tuple[int, int]:
     return torch.cuda.graph_pool_handle()
 
 
+@contextmanager
+def searched() -> Iterator[None]:
+    """In it cuDNN tries its algorithms for each shape of a convolution that it has not met, and takes the fastest."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 @dataclass
 class _Recording:
     inputs: list[Tensor]  # which the recorded kernels read
@@ -59,8 +70,8 @@ class _Recording:
 class Recorded:
     """`UNet.forward` that records each kind of step at its first call and replays it at the others.
 
-    Rules' tensors must not be written to after they were given: they are told apart by identity. Raises MineditError
-    where a step cannot be recorded, as with an attention function that waits for the GPU.
+    The text and rules' tensors must not be written to after they were given: they are told apart by identity. Raises
+    MineditError where a step cannot be recorded, as with an attention function that waits for the GPU.
     """
 
     def __init__(self, forward: Forward, record: Record = cuda_graph) -> None:
@@ -80,7 +91,7 @@ class Recorded:
                 self.recordings.clear()
             found = self.recordings[key] = self._recorded(given, attn)
         for i, (kept, new) in enumerate(zip(found.inputs, given, strict=True)):
-            if i < 3 or found.given[i] is not new:  # a rule's tensor given again is not copied again
+            if i < 2 or found.given[i] is not new:  # text, or a rule's tensor, given again is not copied again
                 kept.copy_(new)
                 found.given[i] = new
         found.replay()
@@ -101,7 +112,7 @@ class Recorded:
             return self.forward(x, t, context, inner), inner.seen
 
         try:
-            with torch.cuda.device_of(x):
+            with torch.cuda.device_of(x), searched():
                 return _Recording(inputs, list(given), *self.record(run))
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]

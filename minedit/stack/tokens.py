@@ -8,6 +8,7 @@ arXiv:2208.01626), for which two gaps always beat a mismatch, it knows *replaced
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -20,6 +21,9 @@ from transformers import CLIPTokenizer
 from minedit.config import MineditError
 
 QUOTE = 60  # characters of a prompt shown on each side of a cut
+FOREIGN = re.compile(  # <lora:name:1>, (word:1.3), ((word)), [word]; "(word)" alone may be prose
+    r"<(?:lora|lyco|hypernet):[^<>]*>|\([^()]*:\s*(?:\d+(?:\.\d*)?|\.\d+)\s*\)|\(\([^()]*\)\)|\[[^][]*\]", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,16 @@ class Tokenizer:
                 start = stop
 
 
+def foreign(text: str) -> tuple[str, ...]:
+    """The marks of other programs, A1111's and its kin's, in a prompt: CLIP reads them as the characters they are."""
+    return tuple(dict.fromkeys(FOREIGN.findall(text)))
+
+
 @dataclass(frozen=True)
 class WordPair:
     word: int  # index in the target's words
     kind: str  # "kept" | "replaced" | "inserted"
-    source: tuple[int, ...]  # indices in the source's words: one when kept, the whole run when replaced, else none
+    source: tuple[int, ...]  # indices in the source's words: none when inserted, one or, when replaced, a whole run
 
 
 @dataclass(frozen=True)
@@ -133,13 +142,19 @@ class Alignment:
 
 
 def align(source: Prompt, target: Prompt) -> Alignment:
-    """Which words of `target` are kept from, stand for, or are new to those of `source`."""
+    """Which words of `target` are kept from, stand for, or are new to those of `source`.
+
+    A run of words that stands for a run of as many goes word by word, "red cat" to "blue dog"; else each of its words
+    stands for the whole run.
+    """
     old, new = ([word.text.lower() for word in prompt.words] for prompt in (source, target))
     pairs: list[WordPair] = []
     removed: list[int] = []
     for tag, i, i_end, j, j_end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if tag == "equal":
             pairs += [WordPair(j + k, "kept", (i + k,)) for k in range(j_end - j)]
+        elif tag == "replace" and i_end - i == j_end - j:
+            pairs += [WordPair(j + k, "replaced", (i + k,)) for k in range(j_end - j)]
         elif tag == "replace":
             pairs += [WordPair(word, "replaced", tuple(range(i, i_end))) for word in range(j, j_end)]
         elif tag == "insert":
@@ -149,24 +164,29 @@ def align(source: Prompt, target: Prompt) -> Alignment:
     return Alignment(tuple(pairs), tuple(removed))
 
 
-def column_map(source: Prompt, target: Prompt, alignment: Alignment) -> tuple[Tensor, Tensor]:
+def column_map(source: Prompt, target: Prompt, alignment: Alignment, spread: str = "mean") -> tuple[Tensor, Tensor]:
     """R [T,T] float32 with P_s @ R in the target's token order, and has_source [T] bool.
 
-    A kept token reads its own old column, a token of a replaced run the mean of the old run's columns; an inserted one
-    reads nothing and its column of R is 0. Begin reads begin, end of text reads end of text, padding the source's
-    padding as far behind its end, or its last token where there is none so far.
+    A kept token reads its own old column, and so does one of a replaced word of as many tokens. Where k tokens are
+    replaced by m others, of a word or of a run of words, each of these reads the k columns' mean or, with `spread`
+    "sum", their sum over m: then the m have as much attention as the k had, with the mean m/k times as much. An
+    inserted token reads nothing, its column of R is 0. Begin reads begin, end of text reads end of text, padding the
+    source's padding as far behind its end, or its last token where there is none so far.
     """
     size = len(target.ids)
     R = torch.zeros(size, len(source.ids))  # [own, source] here, so that a row is what one token reads
     R[0, 0] = 1
+    runs: dict[tuple[int, ...], list[int]] = {}  # words of the source → those of the target that stand for them
     for pair in alignment.pairs:
-        own = target.words[pair.word].tokens
-        spans = [source.words[i].tokens for i in pair.source]
-        if pair.kind == "kept":
-            R[list(own), list(spans[0])] = 1  # equal words have equal tokens
-        elif pair.kind == "replaced":
-            read = [token for span in spans for token in span]
-            R[own.start : own.stop, read] = 1 / len(read)
+        if pair.source:
+            runs.setdefault(pair.source, []).append(pair.word)
+    for old, new in runs.items():
+        read = [token for i in old for token in source.words[i].tokens]
+        own = [token for i in new for token in target.words[i].tokens]
+        if len(read) == len(own) and len(old) == len(new) == 1:
+            R[own, read] = 1
+        else:
+            R[torch.tensor(own)[:, None], read] = 1 / len(read if spread == "mean" else own)
     ends = torch.arange(target.length - 1, size)  # end of text, padding
     R[ends, (ends + source.length - target.length).clamp(max=len(source.ids) - 1)] = 1
     return R.T.contiguous(), R.any(dim=1)

@@ -150,7 +150,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """[B,C,h,w] -> [B,C,h/2,w/2]."""
+    """[B,C,h,w] -> [B,C,h/2,w/2], rounded up."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -161,25 +161,27 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """[B,C,h,w] -> [B,C,2h,2w]."""
+    """[B,C,h,w] -> [B,C,*size], size 2h or 2h-1, 2w or 2w-1: each pixel twice, the last once where it is odd."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(F.interpolate(x, size, mode="nearest"))
 
 
 class Block(nn.Sequential):
-    """Layers in a row, each given what it takes of x, the time embedding, the text and the attention data."""
+    """Layers in a row, each given what it takes of x, time embedding, text, attention data, size of the next skip."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, attn: Attn) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor, attn: Attn, size: torch.Size) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context, attn)
+            elif isinstance(layer, Upsample):
+                x = layer(x, size)
             else:
                 x = layer(x)
         return x
@@ -189,6 +191,7 @@ class UNet(nn.Module):
     """`sites` lists its attention layers in the order in which they run."""
 
     fast = False  # whether speed/fast.py changed its layers
+    unfused = False  # whether it had to leave them torch's own on a GPU, for want of Triton
 
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
@@ -232,18 +235,16 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None) -> Tensor:
         """x [B,4,h,w], timesteps t [B] in 0 … 999, text [B,T,context_dim] -> predicted noise [B,4,h,w].
 
-        Raises MineditError when h or w cannot be halved at each level.
+        Any h and w: the way up makes each map as large as that of the way down, an odd one too, as diffusers does.
         """
         attn = attn or Attn()
-        multiple = 2 ** (len(self.cfg.channels) - 1)
-        if x.shape[2] % multiple or x.shape[3] % multiple:
-            raise MineditError(f"latent is {x.shape[2]}x{x.shape[3]}; expected sides in multiples of {multiple}")
         emb = self.time_embed(timestep_embedding(t, self.cfg.channels[0]).to(self.time_embed[0].weight.dtype))
         skips = []
         for block in self.input_blocks:
-            x = block(x, emb, context, attn)
+            x = block(x, emb, context, attn, x.shape[2:])
             skips.append(x)
-        x = self.middle_block(x, emb, context, attn)
+        x = self.middle_block(x, emb, context, attn, x.shape[2:])
         for block in self.output_blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), emb, context, attn)
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = block(x, emb, context, attn, skips[-1].shape[2:] if skips else x.shape[2:])
         return self.out(x)

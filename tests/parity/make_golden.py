@@ -20,7 +20,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from seeded import fill, normal, weight  # noqa: E402
-from tiny import GUIDANCE, IDS, STEPS, TINY  # noqa: E402
+from tiny import GUIDANCE, IDS, ODD, STEPS, TINY  # noqa: E402
 
 from minedit.stack.unet import UNet  # noqa: E402
 from minedit.stack.vae import VAE  # noqa: E402
@@ -38,6 +38,7 @@ def main() -> None:
     golden = {
         "text": context,
         "unet": unet(normal("x", 2, 4, side, side), torch.tensor([981, 21]), context).sample,
+        "unet of odd sides": unet(normal("odd", 2, 4, *ODD), torch.tensor([981, 21]), context).sample,
         "moments": vae.encode(normal("image", 1, 3, 64, 64).clamp(-1, 1)).latent_dist.parameters,
         "image": vae.decode(normal("z", 1, 4, 4, 4)).sample,
         "latents": oracles.sample(unet, normal("latents", 1, 4, side, side), context, STEPS, GUIDANCE),

@@ -60,11 +60,10 @@ def check(name: str, ours: Tensor, theirs: Tensor, limit: float = LIMIT) -> None
 
 
 @torch.no_grad()
-def unets(config: Config, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def unets(config: Config, rows: int, sides: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """What ours predicts, ours made fast, and theirs."""
     module, state = built(UNet, config.unet)
-    side = config.latent_size
-    x = normal("x", rows, config.unet.in_channels, side, side)
+    x = normal("x", rows, config.unet.in_channels, *(sides or (config.latent_size,) * 2))
     t = torch.tensor([981, 21, 500][:rows])
     context = normal("context", rows, config.text.context_length, config.unet.context_dim)
     ours = module(x, t, context)
@@ -79,6 +78,15 @@ def test_unet(config: Config):
     ours, fast, theirs = unets(config, 1 if config is SD14 else 3)
     check(f"UNet {config.name}", ours, theirs)
     check(f"UNet {config.name}, fast", fast, theirs, FAST_LIMIT)
+
+
+@pytest.mark.parametrize("config", [TINY, PICTUREBOOK, NARROW], ids=lambda config: config.name)
+@pytest.mark.parametrize("sides", [(9, 13), (24, 12), (1, 7), (31, 33)])
+def test_unet_of_any_shape(config: Config, sides: tuple[int, int]):
+    """Multiples of 8 pixels: a map of the way up is as large as that of the way down, an odd one too."""
+    ours, fast, theirs = unets(config, 2, sides)
+    check(f"UNet {config.name}, {sides}", ours, theirs)
+    check(f"UNet {config.name}, {sides}, fast", fast, theirs, FAST_LIMIT)
 
 
 @pytest.mark.parametrize("config", [TINY, SD14], ids=lambda config: config.name)

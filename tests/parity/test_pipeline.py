@@ -85,7 +85,7 @@ def compare(
     check(f"pictures, {what}", model.vae.decode(ours.latents), decoded, LIMIT)
 
 
-@pytest.mark.parametrize(("height", "width"), [(128, 128), (64, 192), (192, 128)])
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (64, 192), (192, 128), (72, 104), (200, 8)])
 def test_pictures_of_a_narrow_model(height, width, tmp_path, monkeypatch):
     compare(*pair(NARROW, tmp_path, monkeypatch), [BOY, "a dog", BOY], 10, height, width)
 
