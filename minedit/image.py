@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -86,7 +87,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a temporary file beside `path`, then rename it: `path` is never half written.
 
-    Makes missing folders. Raises MineditError where the file system refuses.
+    Makes missing folders, and removes what killed processes left of their attempts at this file. Raises MineditError
+    where the file system refuses.
     """
     path = Path(path)
     part = path.parent / f".{path.name}.{os.getpid()}.part"
@@ -94,6 +96,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         raise MineditError(f"cannot write {shown(path)} (a zero byte in its name); choose another place")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, re.escape(path.name))
         write(part)
         part.replace(path)
     except OSError as error:
@@ -102,6 +105,25 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, names: str) -> None:
+    """Remove the temporary files of processes that are no more, of files whose names match the pattern `names`."""
+    for part in folder.iterdir():
+        found = re.fullmatch(rf"\.{names}\.([1-9]\d{{0,8}})\.part", part.name)
+        if found and not _alive(int(found[1])):
+            with suppress(OSError):
+                part.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's; no number of one
+        return True
+    return True
 
 
 def save(path: str | Path, image: Image.Image, settings: Mapping | None = None) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
 
-from minedit.config import MineditError
+from minedit.config import MineditError, shown
 
 SHOWN = 60  # characters of a wrong value
 MOST = sys.float_info.max  # an integer may be more
+EXACT = 2**53  # integers below are floats, too
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Setting:
     low: float = -math.inf
     high: float = math.inf
     unit: str = ""  # of the number
-    choices: tuple[str, ...] = ()  # the texts it may be; of a bool, beside True and False
+    choices: tuple[str, ...] = ()  # the texts it may be, none: any; of a bool, beside True and False
     none: str = ""  # what None stands for; empty: None is no value
     late: bool = False  # checked where more is known than the value: a picture's sides, by its model
 
@@ -42,7 +43,7 @@ class Setting:
         if self.kind is dict:
             what = "words with factors, such as {'red': 2}"
         elif self.kind in (bool, str):
-            what = " or ".join(("True", "False", *self.choices) if self.kind is bool else self.choices)
+            what = " or ".join(("True", "False", *self.choices) if self.kind is bool else self.choices) or "a text"
         else:
             among = f", {'from ' * (' to ' in self.range)}{self.range}" if self.range else ""
             what = f"a {'whole' if self.kind is int else 'finite'} number{among}{self.unit and ' '}{self.unit}"
@@ -57,12 +58,18 @@ class Setting:
         number = isinstance(value, Real) and not isinstance(value, bool)
         right = {
             bool: isinstance(value, bool) or (isinstance(value, str) and value in self.choices),
-            str: isinstance(value, str) and value in self.choices,
+            str: isinstance(value, str) and (not self.choices or value in self.choices),
             int: number and isinstance(value, int) and self.low <= value <= self.high,
             float: number and self.low <= value <= self.high and abs(value) <= MOST,
         }
         if not right[self.kind] and not (value is None and self.none):
             raise self._wrong(name, value)
+        if (
+            self.kind is float
+            and number
+            and not (isinstance(value, float) or (isinstance(value, int) and abs(value) < EXACT))
+        ):
+            return float(value)  # so that torch and JSON can take it
         return value
 
     def _factors(self, name: str, value: object) -> tuple[tuple[str | int, float], ...]:
@@ -80,8 +87,11 @@ class Setting:
         )
 
     def _wrong(self, name: str, value: object) -> MineditError:
-        found = repr(value)
-        found = found if len(found) <= SHOWN else f"{found[:SHOWN]} ..."
+        try:
+            found = repr(value)
+            found = shown(found if len(found) <= SHOWN else f"{found[:SHOWN]} ...")
+        except (ValueError, RecursionError):  # an integer of more digits than Python writes; lists without end
+            found = f"a very long {type(value).__name__}"
         return MineditError(f"{name} is {found}, expected {self.expected}")
 
 

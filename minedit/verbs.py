@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from PIL.Image import Image
 from torch import Tensor
 
-from minedit.config import MineditError
+from minedit.config import MineditError, shown
 from minedit.files import lora
 from minedit.image import difference
 from minedit.methods import Job, WordPlan
@@ -75,16 +75,19 @@ def generate(
     Raises:
         MineditError: an empty or over-long prompt, a number out of range, or NaN from a model in too narrow a dtype.
     """
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+        raise MineditError(f"prompts is {shown(repr(prompts))}, expected a text, or a list of texts")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed] * len(prompts)
+    one = isinstance(seed, str | bytes) or not (isinstance(seed, Sequence) or getattr(seed, "ndim", 0) == 1)
+    seeds = [seed] * len(prompts) if one else list(seed)
     if len(prompts) == 1:
         prompts = prompts * len(seeds)
     if not prompts or len(seeds) != len(prompts):
         raise MineditError(f"{len(prompts)} prompts and {len(seeds)} seeds; expected one seed for all, or one each")
     run = Run(steps, guidance, eta, height, width)
-    for prompt, each in zip(prompts, seeds, strict=True):
+    for prompt in prompts:
         _prompt(sd, prompt)
-        SEED.check("seed", each)
+    seeds = [SEED.check("seed", each) for each in seeds]
     for step in run(sd, prompts, seeds, Ticks(progress, run.steps)):
         latents = step.latents
         if on_step:
@@ -139,7 +142,6 @@ def edit(
             on_step(step)
     latents, told = latents.cpu() / sd.config.latent_scale, way.told()
     images, decoding = pictures(sd, latents)
-    sizes = {name: int(getattr(run, name) or sd.config.image_size) for name in ("height", "width")}
     return EditResult(
         source=images[0],
         edited=images[-1].copy(),
@@ -147,30 +149,36 @@ def edit(
         edited_latent=latents[-1:].clone(),
         words=told.words,
         notes=(*told.notes, *_change(images), *_reading(sd, pair), *decoding),
-        settings={
-            "model": sd.config.name,
-            "dtype": str(sd.dtype).removeprefix("torch."),
-            "attention": sd.attention,
-            **lora.settings(sd),
-            "source": source,
-            "target": target,
-            "method": method,
-            "seed": seed,
-            **asdict(run),
-            **sizes,
-            **asdict(chosen),
-        },
+        settings=record(sd, source, target, method, seed, run, chosen),
         seconds=time.perf_counter() - began,
         statistics=told.statistics,
     )
 
 
+def record(sd: Model, source: str, target: str, method: str, seed: int, run: Run, chosen: Settings) -> dict:
+    """An edit's settings, as JSON values."""
+    sizes = {name: int(getattr(run, name) or sd.config.image_size) for name in ("height", "width")}
+    return {
+        "model": sd.config.name,
+        "dtype": str(sd.dtype).removeprefix("torch."),
+        "attention": sd.attention,
+        **lora.settings(sd),
+        "source": source,
+        "target": target,
+        "method": method,
+        "seed": seed,
+        **asdict(run),
+        **sizes,
+        **asdict(chosen),
+    }
+
+
 def _prompt(sd: Model, text: str) -> Prompt:
     if not isinstance(text, str) or not text.strip():
-        raise MineditError(f"prompt is {text!r}, expected a text; write what the picture shows")
+        raise MineditError(f"prompt is {shown(repr(text))}, expected a text; write what the picture shows")
     prompt = sd.tokenizer.encode(text)
     if not prompt.words:
-        raise MineditError(f"prompt {text!r} has no words; write what the picture shows")
+        raise MineditError(f"prompt {shown(repr(text))} has no words; write what the picture shows")
     return prompt
 
 

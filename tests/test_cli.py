@@ -56,15 +56,24 @@ def files(folder: Path = Path(".")) -> set[str]:
 
 def test_edit_writes_pictures_and_settings(run, capsys):
     assert run("edit", BOY, SITTING, "--lambda-s", 0.9, "--no-mask") == 0
-    assert files(Path("out")) == {"source.png", "edited.png", "grid.png", "edit.json"}
-    record = json.loads(Path("out/edit.json").read_text())
+    assert files(Path("out")) == {f"0001-{name}" for name in ("source.png", "edited.png", "grid.png", "edit.json")}
+    record = json.loads(Path("out/0001-edit.json").read_text())
     expected = {"source": BOY, "target": SITTING, "method": "adapedit", "seed": 0, "steps": 3, "guidance": 7.5}
     expected |= {"lambda_s": 0.9, "mask": False, "fwt": True, "dtype": "float32", "device": "cpu"}
     assert expected.items() <= record.items()
     assert [word["text"] for word in record["words"]] == SITTING.split()
     assert record["words"][1] == {"text": "sitting", "kind": "inserted", "tau": 0.0}
     said = capsys.readouterr().out
-    for part in ("small", "cpu", "float32", "auto (sdpa)", "sitting  inserted  0.00", "out/edited.png", " s; wrote"):
+    assert said.endswith("out/0001-edit.json, out/0001-grid.png\n")  # the picture that one opens comes last
+    for part in (
+        "small",
+        "cpu",
+        "float32",
+        "auto (sdpa)",
+        "sitting  inserted  0.00",
+        "out/0001-edited.png",
+        " s; wrote",
+    ):
         assert part in said, part
 
 
@@ -72,7 +81,7 @@ def test_pictures_are_those_of_the_public_face(run, weights):
     assert run("edit", BOY, SITTING, "--seed", 3) == 0
     res = minedit.edit(minedit.load(weights), BOY, SITTING, seed=3, steps=3)
     for name, picture in (("source", res.source), ("edited", res.edited)):
-        assert not ImageChops.difference(Image.open(f"out/{name}.png"), picture).getbbox()
+        assert not ImageChops.difference(Image.open(f"out/0001-{name}.png"), picture).getbbox()
 
 
 @pytest.mark.parametrize(
@@ -86,26 +95,26 @@ def test_pictures_are_those_of_the_public_face(run, weights):
 def test_a_picture_holds_what_makes_it_again(run, options):
     assert run("edit", BOY, SITTING, *options) == 0
     for name in ("source", "edited", "grid"):
-        assert run("edit", "--from", f"out/{name}.png", "--out", name, few=False) == 0
-        assert same(Path("out/source.png"), Path(name, "source.png"))
-        assert same(Path("out/edited.png"), Path(name, "edited.png"))
-        assert image.settings(f"out/{name}.png") == image.settings(f"{name}/{name}.png")
+        assert run("edit", "--from", f"out/0001-{name}.png", "--out", name, few=False) == 0
+        assert same(Path("out/0001-source.png"), Path(name, "0001-source.png"))
+        assert same(Path("out/0001-edited.png"), Path(name, "0001-edited.png"))
+        assert image.settings(f"out/0001-{name}.png") == image.settings(f"{name}/0001-{name}.png")
 
 
 def test_a_number_that_is_a_word_stays_a_word(run):
     """The bug: `--reweight 3=4` reweighted the word at index 3 of "3 boys in the park", and the picture said so."""
     assert run("edit", BOY, "3 boys in the park", "--method", "p2p", "--reweight", "3=4", "1=2") == 0
-    assert image.settings("out/edited.png")["reweight"] == [["3", 4.0], ["1", 2.0]]
-    assert run("edit", "--from", "out/edited.png", "--out", "again", few=False) == 0
-    assert same(Path("out/edited.png"), Path("again/edited.png"))
+    assert image.settings("out/0001-edited.png")["reweight"] == [["3", 4.0], ["1", 2.0]]
+    assert run("edit", "--from", "out/0001-edited.png", "--out", "again", few=False) == 0
+    assert same(Path("out/0001-edited.png"), Path("again/0001-edited.png"))
 
 
 def test_from_a_picture_with_other_options(run):
     assert run("edit", BOY, SITTING, "--seed", 2, "--lambda-s", 0.5) == 0
-    assert run("edit", "--from", "out/edited.png", "--lambda-tau", 0.3, "--out", "new", few=False) == 0
-    assert {"lambda_s": 0.5, "lambda_tau": 0.3, "seed": 2}.items() <= image.settings("new/edited.png").items()
-    assert run("edit", "--from", "out/edited.png", "--method", "p2p", "--out", "p2p", few=False) == 0
-    assert "lambda_s" not in image.settings("p2p/edited.png")
+    assert run("edit", "--from", "out/0001-edited.png", "--lambda-tau", 0.3, "--out", "new", few=False) == 0
+    assert {"lambda_s": 0.5, "lambda_tau": 0.3, "seed": 2}.items() <= image.settings("new/0001-edited.png").items()
+    assert run("edit", "--from", "out/0001-edited.png", "--method", "p2p", "--out", "p2p", few=False) == 0
+    assert "lambda_s" not in image.settings("p2p/0001-edited.png")
 
 
 def test_several_seeds_and_pairs(run, monkeypatch):
@@ -115,29 +124,29 @@ def test_several_seeds_and_pairs(run, monkeypatch):
     lines = [{"source": BOY, "target": SITTING, "kind": "pose"}, {"source": "a dog", "target": "a big dog"}]
     Path("pairs.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
     assert run("edit", "--pairs", "pairs.jsonl", "--seed", 0, 1, 1) == 0
-    names = [f"{pair}-seed{seed}-" for pair in ("01", "02") for seed in (0, 1)]
+    names = [f"{number:04d}-seed{seed}-" for number, seed in enumerate((0, 1, 0, 1), 1)]
     kinds = ("source.png", "edited.png", "grid.png", "edit.json")
     assert files(Path("out")) == {name + kind for name in names for kind in kinds}
-    assert json.loads(Path("out/01-seed0-edit.json").read_text())["pair"] == lines[0]
+    assert json.loads(Path("out/0001-seed0-edit.json").read_text())["pair"] == lines[0]
     assert len(loads) == 1
     assert run("edit", "a dog", "a big dog", "--seed", 1, "--out", "alone") == 0
-    assert same(Path("alone/edited.png"), Path("out/02-seed1-edited.png"))
+    assert same(Path("alone/0001-edited.png"), Path("out/0004-seed1-edited.png"))
 
 
 def test_generate(run):
     assert run("generate", BOY, "a dog", "--seed", 0, 1) == 0
-    names = {f"0{n}-seed{seed}-" for n, seed in zip(range(1, 5), (0, 1, 0, 1), strict=True)}
+    names = {f"000{n}-seed{seed}-" for n, seed in zip(range(1, 5), (0, 1, 0, 1), strict=True)}
     assert files(Path("out")) == {name + kind for name in names for kind in ("image.png", "generate.json")}
-    assert run("generate", "--from", "out/04-seed1-image.png", "--out", "again", few=False) == 0
-    assert files(Path("again")) == {"image.png", "generate.json"}
-    assert same(Path("again/image.png"), Path("out/04-seed1-image.png"))
-    assert run("generate", "--from", "again/image.png", "a cat", "--out", "cat", few=False) == 0
-    assert image.settings("cat/image.png")["prompts"] == ["a cat"]
+    assert run("generate", "--from", "out/0004-seed1-image.png", "--out", "again", few=False) == 0
+    assert files(Path("again")) == {"0001-image.png", "0001-generate.json"}
+    assert same(Path("again/0001-image.png"), Path("out/0004-seed1-image.png"))
+    assert run("generate", "--from", "again/0001-image.png", "a cat", "--out", "cat", few=False) == 0
+    assert image.settings("cat/0001-image.png")["prompts"] == ["a cat"]
 
 
 def test_same_prompt_gives_the_source(run, capsys):
     assert run("edit", BOY, BOY) == 0
-    assert Path("out/source.png").read_bytes() == Path("out/edited.png").read_bytes()
+    assert Path("out/0001-source.png").read_bytes() == Path("out/0001-edited.png").read_bytes()
     assert "note: " in capsys.readouterr().out
 
 
@@ -170,7 +179,7 @@ def test_loras_are_recorded_and_merged_again(run, weights, capsys, verb, name):
         assert run(*verb, *options, "--out", out) == 0
     said = capsys.readouterr().out
     assert "with the LoRA a b:c.safetensors, scale 0.5" in said and "scale 1\n" in said
-    pictures = {out: Path(out, f"{name}.png") for out in ("plain", "one", "both", "again", "none")}
+    pictures = {out: Path(out, f"0001-{name}.png") for out in ("plain", "one", "both", "again", "none")}
     settings = {out: image.settings(pictures[out]) for out in ("plain", "one", "both")}
     assert "lora" not in settings["plain"] and settings["one"]["lora"] == [["a b:c.safetensors", 1.0]]
     assert settings["both"]["lora"] == [["a b:c.safetensors", 0.5], ["a b:c.safetensors", 1.0]]
@@ -195,7 +204,7 @@ def test_a_preview_is_written_every_few_steps_and_changes_nothing(run, weights, 
         assert run("edit", BOY, SITTING, *more, few=False) == 0
     assert shown == [2, 2]
     assert files(Path("with")) - files(Path("without")) == {"preview.png"}
-    assert Path("with/edited.png").read_bytes() == Path("without/edited.png").read_bytes()
+    assert Path("with/0001-edited.png").read_bytes() == Path("without/0001-edited.png").read_bytes()
     with Image.open("with/preview.png") as picture:
         assert picture.width > 128  # both rows
 
@@ -310,7 +319,11 @@ def test_a_mistake_is_one_line(run, weights, capsys, argv, says):
 def test_a_picture_sets_nothing_but_settings(run):
     """One from elsewhere cannot say where files go or which are read."""
     assert run("edit", BOY, SITTING) == 0
-    settings = image.settings("out/edited.png") | {"out": "elsewhere", "pairs": "none.jsonl", "preview": "none.pth"}
+    settings = image.settings("out/0001-edited.png") | {
+        "out": "elsewhere",
+        "pairs": "none.jsonl",
+        "preview": "none.pth",
+    }
     image.save("foreign.png", Image.new("RGB", (8, 8)), settings)
     assert run("edit", "--from", "foreign.png", few=False) == 0 and not Path("elsewhere").exists()
 
@@ -356,4 +369,4 @@ def test_as_a_module_from_another_folder(weights, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "image.png").is_file()
+    assert (tmp_path / "out" / "0001-image.png").is_file()

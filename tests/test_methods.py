@@ -68,10 +68,10 @@ def test_a_toy_method_is_a_method(toy, tmp_path, monkeypatch, capsys):
     checkpoint.save(sd, tmp_path / "small.safetensors")
     words = ["edit", BOY, SITTING, "--method", "toy", "--share", "0.5", "--steps", "3", "--model", "small.safetensors"]
     assert cli.main(words) == 0
-    stored = image.settings("out/edited.png")
+    stored = image.settings("out/0001-edited.png")
     assert stored["method"] == "toy" and stored["share"] == 0.5 and stored["skipped"] == 1
-    assert cli.main(["edit", "--from", "out/edited.png", "--out", "again"]) == 0
-    assert Path("out/edited.png").read_bytes() == Path("again/edited.png").read_bytes()
+    assert cli.main(["edit", "--from", "out/0001-edited.png", "--out", "again"]) == 0
+    assert Path("out/0001-edited.png").read_bytes() == Path("again/0001-edited.png").read_bytes()
     with pytest.raises(SystemExit):
         cli.main(["edit", "--help"])
     said = " ".join(capsys.readouterr().out.split())

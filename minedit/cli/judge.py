@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minedit.cli.options import Formatter, Parser, number, reader
+from minedit.cli.options import Formatter, Parser, number, path, reader
 from minedit.config import MineditError
 from minedit.sampling.numbers import STEPS
 
@@ -49,5 +49,5 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--seed", type=number(int, 0, 10**9), default=2026, help="of the prompts; picture i starts from noise i"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder whose data/ keeps the renderings")
+    parser.add_argument("--runs", type=path, default=Path("runs"), help="folder whose data/ keeps the renderings")
     return parser.parse_args(argv)

@@ -22,7 +22,7 @@ import torch
 
 from minedit.attention.choose import backend, resolve
 from minedit.attention.rules import Attend
-from minedit.cli.options import Formatter, Parser, number
+from minedit.cli.options import Formatter, Parser, number, path
 from minedit.config import MineditError
 from minedit.files.checkpoint import DTYPES, torch_device
 from minedit.image import write_whole
@@ -237,5 +237,5 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="on a CPU too self-attention of 4096 pixels and more")
     parser.add_argument("--repeats", metavar="N", type=number(int, 1, 1000), default=20, help="timings of a call")
     parser.add_argument("--threads", metavar="N", type=number(int, 1, 1000), help="of the CPU; else torch's choice")
-    parser.add_argument("--csv", metavar="FILE", type=Path, default=Path("out/kernels.csv"), help="appended to")
+    parser.add_argument("--csv", metavar="FILE", type=path, default=Path("out/kernels.csv"), help="appended to")
     return parser.parse_args(argv)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from minedit import __version__
-from minedit.config import MineditError
+from minedit.config import MineditError, shown
 from minedit.methods.choose import DEFAULT, METHODS
 from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import Setting, settings
@@ -57,7 +57,7 @@ def reader(*settings: Setting) -> Callable[[str], object]:
                     return each.check("", each.kind(text))
                 word, factor = text.rsplit("=", 1)
                 return each.check("", [(word, float(factor))])[0]
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected {wanted}")
+        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected {wanted}")
 
     return read
 
@@ -75,14 +75,24 @@ def lora(text: str) -> tuple[str, float]:
     except ValueError:
         return text, 1.0
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a finite scale behind the colon, such as {file}:1")
+        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected a finite scale behind the colon")
     return (file, value) if file else (text, 1.0)
 
 
-# all that a picture can set beside the numbers of its run and its method's settings
+def path(text: str) -> Path:
+    """How to read the name of a file or folder, ~ and all."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # no such user
+        raise argparse.ArgumentTypeError(f"{shown(repr(text))} cannot be used ({error})") from error
+
+
+TEXT = Setting("", str)
+# all that a picture can set beside the numbers of its run and its method's settings; and `prompts` and `lora`
 STORED = {
-    *("verb", "prompts", "source", "target", "method"),
-    *("model", "vae", "lora", "device", "dtype", "fast", "attention"),
+    **dict.fromkeys(("verb", "source", "target", "method", "device", "dtype", "attention"), TEXT),
+    **dict.fromkeys(("model", "vae"), Setting("", str, none="that of the model")),
+    "fast": Setting("", bool),
 }
 
 
@@ -97,36 +107,46 @@ def parse(argv: list[str]) -> argparse.Namespace:
     Raises MineditError for arguments that cannot be, and for a picture that `--from` cannot use.
     """
     args = _parser({}).parse_args(argv)
-    if args.again is None:
+    if args.origin is None:
         args.lora = args.lora or []
         return args
-    from minedit import image  # the picture's reader is not in every command's way
-
-    stored = image.settings(args.again)
-    verb, keys = stored.get("verb"), {"generate": {"prompts"}, "edit": {"source", "target", "method"}}
-    if verb not in keys or not keys[verb] | {"seed", "model", "attention"} <= set(stored):
-        raise MineditError(f"the settings in {args.again} are not those of a minedit command; expected a PNG of one")
-    if verb != args.verb:
-        raise MineditError(f"{args.again} was made by minedit {verb}; run: minedit {verb} --from {args.again}")
-    method = METHODS.get(str(stored.get("method")))
-    known = {"seed": SEED, **settings(Numbers), **(settings(method) if method else {})}
-    stored = {name: value for name, value in stored.items() if name in STORED | known.keys()}
-    for name in known.keys() & stored.keys():
-        stored[name] = known[name].check(f"the {name} in {args.again}", stored[name])
-    stored["seed"] = [stored["seed"]]
-    try:
-        merged = [(str(file), float(scale)) for file, scale in stored.pop("lora", [])]
-    except (TypeError, ValueError):
-        raise MineditError(f"the LoRAs in {args.again} are damaged; name them: --lora") from None
+    stored, merged = _stored(args)
     if ":" in str(stored["attention"]):  # code: run only what this command line names
         stored["attention"] = None
     args = _parser(stored).parse_args(argv)
-    if verb == "edit" and args.method != stored["method"]:  # whose settings the stored ones are
+    if args.verb == "edit" and args.method != stored["method"]:  # whose settings the stored ones are
         args = _parser({name: value for name, value in stored.items() if name not in setting_names()}).parse_args(argv)
     if args.attention is None:
-        raise MineditError(f"{args.again} was made with an attention function of its user's own; name one: --attention")
+        raise MineditError(f"{args.origin} was made with its user's own attention function; name one: --attention")
     args.lora = merged if args.lora is None else args.lora  # argparse would add those given to a default
     return args
+
+
+def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float]]]:
+    """What the picture of --from sets, every value of its kind; its LoRAs apart. Raises MineditError."""
+    from minedit import image  # a picture's reader, only where there is one
+
+    stored = image.settings(args.origin)
+    verb, keys = stored.get("verb"), {"generate": {"prompts"}, "edit": {"source", "target", "method"}}
+    if not isinstance(verb, str) or verb not in keys or not keys[verb] | {"seed", "model", "attention"} <= set(stored):
+        raise MineditError(f"the settings in {args.origin} are not those of a minedit command; expected a PNG of one")
+    if verb != args.verb:
+        raise MineditError(f"{args.origin} was made by minedit {verb}; run: minedit {verb} --from {args.origin}")
+    method = METHODS.get(str(stored.get("method")))
+    known = {"seed": SEED, **settings(Numbers), **(settings(method) if method else {}), **STORED}
+    loras, prompts = stored.get("lora", []), stored.get("prompts", [])
+    stored = {name: value for name, value in stored.items() if name in known}
+    for name in stored:
+        stored[name] = known[name].check(f"the {name} in {args.origin}", stored[name])
+    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
+        raise MineditError(f"the prompts in {args.origin} are {shown(repr(prompts), 60)}, expected a list of texts")
+    stored |= {"seed": [stored["seed"]], **({"prompts": prompts} if verb == "generate" else {})}
+    try:
+        scale = Setting("", float)
+        merged = [(TEXT.check("", file), float(scale.check("", number))) for file, number in loras]
+    except (TypeError, ValueError, MineditError):
+        raise MineditError(f"the LoRAs in {args.origin} are damaged; name them: --lora") from None
+    return stored, merged
 
 
 def _parser(defaults: dict) -> Parser:
@@ -142,7 +162,8 @@ def _parser(defaults: dict) -> Parser:
     change = _verb(verbs, "edit", "draw SOURCE and edit it into TARGET")
     change.add_argument("source", metavar="SOURCE", nargs="?", help="prompt of the picture to start from")
     change.add_argument("target", metavar="TARGET", nargs="?", help="prompt of the edited picture")
-    change.add_argument("--pairs", metavar="FILE", type=Path, help='an edit a line: {"source": "...", "target": "..."}')
+    text = 'an edit a line: {"source": "...", "target": "..."}, and settings of its own, such as "seed": 3'
+    change.add_argument("--pairs", metavar="FILE", type=path, help=text)
     change.add_argument("--method", default=DEFAULT, help=f"how to edit: {', '.join(METHODS)}")
     _run_options(change)
     for method, kind in METHODS.items():
@@ -188,8 +209,11 @@ def _run_options(parser: Parser) -> None:
     group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", default=[0], help=SEED.help)
     for field in fields(Numbers):
         _option(group, field, field.default, field.metadata["setting"])
-    group.add_argument("--from", metavar="PNG", dest="again", help="a picture whose stored settings are the defaults")
-    group.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="where the files go")
+    text = "a picture whose stored settings are the defaults"
+    group.add_argument("--from", metavar="PNG", dest="origin", type=path, help=text)
+    group.add_argument("--out", metavar="FOLDER", type=path, default=Path("out"), help="where the files go, numbered")
+    text = "of several runs, draw those too whose pictures, of the same settings, stand in the folder"
+    group.add_argument("--again", action="store_true", help=text)
     text = "TAESD's weights: preview.png shows, every 5 steps, what the picture becomes (Stable Diffusion v1 only)"
     group.add_argument("--preview", metavar="FILE", help=text)
     group = parser.add_argument_group("the model")

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minedit import __version__, image
-from minedit.config import SD14, MineditError, shown
+from minedit.config import SD14, MineditError, foreign_json, shown
 
 if TYPE_CHECKING:
     from minedit.sampling.loop import Step
     from minedit.stack.model import Model
+    from minedit.stack.tokens import Prompt
     from minedit.verbs import OnStep
 
 PREVIEW_EVERY = 5  # steps
+FOUND = {"words", "notes", "pair", "seconds", "versions", "files"}  # in a record, beside the settings
 
 
 def arguments(args: argparse.Namespace, seed: int) -> dict:
@@ -28,15 +33,12 @@ def arguments(args: argparse.Namespace, seed: int) -> dict:
     return {"seed": seed} | {name: getattr(args, name) for name in ("steps", "guidance", "eta", "height", "width")}
 
 
-def check_prompts(sd: Model, prompts: dict[str, str]) -> None:
-    """Every prompt, before the first is drawn; its value says where it stands."""
-    for text, where in prompts.items():
-        try:
-            words = sd.tokenizer.encode(text).words
-        except MineditError as error:
-            raise MineditError(f"{where}{error}") from error
-        if not words:
-            raise MineditError(f"{where}prompt {text!r} has no words; write what the picture shows")
+def check_prompt(sd: Model, text: str) -> Prompt:
+    """Raises MineditError for one that is too long, or has no words."""
+    prompt = sd.tokenizer.encode(text)
+    if not prompt.words:
+        raise MineditError(f"prompt {shown(repr(text))} has no words; write what the picture shows")
+    return prompt
 
 
 def load(args: argparse.Namespace) -> Model:
@@ -47,13 +49,13 @@ def load(args: argparse.Namespace) -> Model:
     sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast, args.vae)
     chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
     where = "embedded" if args.model is None else args.model
-    print(f"model {sd.config.name} ({where}), loaded in {time.perf_counter() - began:.1f} s")
+    print(f"model {shown(sd.config.name)} ({shown(where, 300)}), loaded in {time.perf_counter() - began:.1f} s")
     speed = ", made for speed" * sd.fast + " with torch's own layers, as Triton does not run here" * sd.unet.unfused
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{speed}")
     for file, scale in sd.lora:
-        print(f"  with the LoRA {file}, scale {scale:g}")
+        print(f"  with the LoRA {shown(file, 300)}, scale {scale:g}")
     for note in sd.notes:
-        print(f"  note: {note}")
+        print(f"  note: {shown(note, 1000)}")
     return sd
 
 
@@ -79,12 +81,16 @@ def preview(args: argparse.Namespace, sd: Model) -> OnStep | None:
 
 @contextmanager
 def folder(path: Path) -> Iterator[None]:
-    """A folder that takes files, made if need be; unmade if what follows fails before it writes any."""
+    """A folder that takes files, made if need be; unmade if what follows fails before it writes any.
+
+    What killed runs left in it half-written is removed.
+    """
     try:
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+        image.sweep(path, r"(?:\d{4,}-.*|preview)\.(?:png|json)")
     except OSError as error:
         raise MineditError(
             f"cannot write to {shown(path, 300)} ({error.strerror or error}); choose another --out"
@@ -122,19 +128,55 @@ def model_settings(args: argparse.Namespace, sd: Model) -> dict:
     return {**model, **lora.settings(sd), "model_name": sd.config.name, "minedit": __version__}
 
 
+def finished(folder: Path, verb: str) -> Iterator[tuple[dict, Path]]:
+    """The settings of runs whose files stand in the folder, and their records."""
+    for path in sorted(folder.glob(f"*-{verb}.json")):
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # ValueError: no JSON; the others: not ours
+            record = foreign_json(path.read_text(encoding="utf-8"))
+            if all((folder / Path(name).name).is_file() for name in record["files"].values()):
+                yield {name: value for name, value in record.items() if name not in FOUND}, path
+
+
+def standing(args: argparse.Namespace, settings: dict) -> Path | None:
+    """The record of a run of these settings whose files stand, unless all is to be drawn again."""
+    if args.again or ":" in settings["attention"]:  # a function of the user's own may have changed
+        return None
+    wanted = json.loads(json.dumps(settings))
+    return next((path for found, path in finished(args.out, settings["verb"]) if found == wanted), None)
+
+
+@contextmanager
+def _numbered(folder: Path) -> Iterator[int]:
+    """The next free number of a folder; other processes wait for theirs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # file systems without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        taken = (re.match(r"(\d{4,9})-", path.name) for path in folder.iterdir())
+        yield 1 + max((int(found[1]) for found in taken if found), default=0)
+    finally:
+        os.close(held)
+
+
 def write(folder: Path, name: str, pictures: dict, settings: dict, found: dict, seconds: float) -> None:
-    """Pictures and a JSON of one run, their names beginning with `name`; says what was noted and written."""
+    """Pictures and a JSON of one run, their names a number and `name`; says what was noted and written.
+
+    The JSON comes last: where it stands, the run is complete.
+    """
     for note in found["notes"]:
-        print(f"  note: {note}")
-    files = {kind: folder / f"{name}{kind}.png" for kind in pictures}
-    for kind, path in files.items():
-        image.save(path, pictures[kind], settings)
+        print(f"  note: {shown(note, 1000)}")
     import torch
 
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    record = {**settings, **found, "seconds": round(seconds, 2), "versions": versions}
-    record["files"] = {kind: path.name for kind, path in files.items()}
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    path = folder / f"{name}{settings['verb']}.json"
-    image.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
-    print(f"  {seconds:.1f} s; wrote {', '.join(map(str, [*files.values(), path]))}")
+    with _numbered(folder) as number:
+        files = {kind: folder / f"{number:04d}-{name}{kind}.png" for kind in pictures}
+        for kind, path in files.items():
+            image.save(path, pictures[kind], settings)
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        record = {**settings, **found, "seconds": round(seconds, 2), "versions": versions}
+        record["files"] = {kind: path.name for kind, path in files.items()}
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        path = folder / f"{number:04d}-{name}{settings['verb']}.json"
+        image.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    *others, last = files.values()  # the last picture is what one opens
+    print(f"  {seconds:.1f} s; wrote {', '.join(map(str, [*others, path, last]))}")

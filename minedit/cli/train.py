@@ -9,7 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
-from minedit.cli.options import Formatter, Parser, number
+from minedit.cli.options import Formatter, Parser, number, path
 from minedit.config import PICTUREBOOK, MineditError
 from minedit.picturebook.training.stages import FEWEST, STAGES, STEPS
 
@@ -60,8 +60,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
     parser.add_argument("--device", help="cpu or cuda; else cuda where there is one")
     parser.add_argument("--seed", type=SEEDS, default=0, help="of initial weights, scenes, captions and noise")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training state, logs and data")
-    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of checkpoint, CLIP and judge")
+    parser.add_argument("--runs", type=path, default=Path("runs"), help="folder of training state, logs and data")
+    parser.add_argument("--out", type=path, default=Path("weights"), help="folder of checkpoint, CLIP and judge")
     args = parser.parse_args(argv)
     if args.start and args.stage not in ("unet", "vae"):
         raise MineditError(f"--from goes on with a UNet or a decoder; found stage {args.stage}, expected unet or vae")

@@ -18,7 +18,7 @@ from huggingface_hub import constants, get_token
 from tqdm import tqdm
 
 from minedit import __version__
-from minedit.cli.options import DTYPES, Formatter, Parser
+from minedit.cli.options import DTYPES, Formatter, Parser, path
 from minedit.config import MineditError
 
 if TYPE_CHECKING:
@@ -67,15 +67,15 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         return verbs.add_parser(name, help=text, description=about, allow_abbrev=False, formatter_class=Formatter)
 
     check = verb("verify", "say what a file holds, whether it is a whole model, and its sha256")
-    check.add_argument("file", metavar="FILE", type=Path, help=".ckpt, .safetensors or diffusers folder")
+    check.add_argument("file", metavar="FILE", type=path, help=".ckpt, .safetensors or diffusers folder")
     change = verb("convert", "write a model as one .safetensors in the LDM layout")
-    change.add_argument("source", metavar="IN", type=Path, help=".ckpt, .safetensors or diffusers folder")
-    change.add_argument("out", metavar="OUT.safetensors", type=Path, help="the file to write; whole or not at all")
+    change.add_argument("source", metavar="IN", type=path, help=".ckpt, .safetensors or diffusers folder")
+    change.add_argument("out", metavar="OUT.safetensors", type=path, help="the file to write; whole or not at all")
     kinds = f"{', '.join(DTYPES)}; not given: that of IN, or float32 if it has several"
     change.add_argument("--dtype", metavar="NAME", choices=[*DTYPES], help=kinds)
     get = verb("fetch", "download a model and check its sha256; a broken download goes on where it stopped")
     get.add_argument("name", metavar="NAME", choices=[*SOURCES], help=f"which: {', '.join(SOURCES)}, 4.27 GB")
-    get.add_argument("--out", metavar="FILE", type=Path, help="where it goes; not given: its own name, in this folder")
+    get.add_argument("--out", metavar="FILE", type=path, help="where it goes; not given: its own name, in this folder")
     return parser.parse_args(argv)
 
 

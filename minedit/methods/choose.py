@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
-from minedit.config import MineditError
+from minedit.config import MineditError, shown
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.fixedseed import FixedSeedConfig
 from minedit.methods.p2p import P2PConfig
@@ -20,7 +20,7 @@ DEFAULT = next(iter(METHODS))
 def method_settings(method: str, given: Settings | None, overrides: Mapping[str, object]) -> Settings:
     """The settings of a method, those given or its defaults, with single fields replaced. Raises MineditError."""
     if method not in list(METHODS):
-        raise MineditError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+        raise MineditError(f"method is {shown(repr(method))}, expected one of {', '.join(METHODS)}")
     kind = METHODS[method]
     names = [field.name for field in fields(kind)]
     unknown = sorted(set(overrides) - set(names))

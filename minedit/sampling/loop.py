@@ -19,6 +19,7 @@ from minedit.config import MineditError
 from minedit.image import to_pil
 from minedit.sampling import ddim
 from minedit.sampling.guidance import two_way
+from minedit.sampling.memory import check_memory
 from minedit.sampling.numbers import Numbers
 from minedit.stack.model import Model
 
@@ -195,6 +196,15 @@ class Ticks:
 class Run(Numbers):
     """A sampling run."""
 
+    def fits(self, sd: Model, rows: int) -> None:
+        """Raises MineditError where height or width is no whole number of latents, or `rows` pictures are too large."""
+        multiple = sd.config.vae.factor
+        for name, side in (("height", self.height), ("width", self.width)):
+            whole = isinstance(side, Integral) and not isinstance(side, bool)
+            if side is not None and (not whole or side < 1 or side % multiple):
+                raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
+        check_memory(sd, rows, *(side or sd.config.image_size for side in (self.height, self.width)))
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -220,11 +230,7 @@ class Run(Numbers):
             raise MineditError(
                 f"{fault}; expected a model that reads {sd.config.vae.z_channels}, as Stable Diffusion v1"
             )
-        multiple = sd.config.vae.factor
-        for name, side in (("height", self.height), ("width", self.width)):
-            whole = isinstance(side, Integral) and not isinstance(side, bool)
-            if side is not None and (not whole or side < 1 or side % multiple):
-                raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
+        self.fits(sd, len(seeds))
         latents = start(sd, seeds, self.height, self.width) if begin is None else begin
         hooks = first, torch.inference_mode(False)(after) if after else None, predict
         rows, numbers = context(sd, prompts), (self.steps, self.guidance, rules, observe, self.eta, seeds)

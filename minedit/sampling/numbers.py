@@ -7,7 +7,7 @@ from minedit.settings import Setting, Settings, setting
 TRAIN_STEPS = 1000
 STEPS = Setting("DDIM steps", int, 1, TRAIN_STEPS)
 SIDE = Setting("of the picture, a multiple of 8", int, 1, 2**14, unit="pixels", none="as trained", late=True)
-SEED = Setting("a run each; prompts come first", int, 0, 2**63 - 1)
+SEED = Setting("a run each", int, 0, 2**64 - 1)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minedit.config import MineditError
-from minedit.image import to_tensor
+from minedit.image import sweep, to_tensor
 from minedit.picturebook.world.draw import stream
 from minedit.picturebook.world.factors import Factors, held_out, random_factors
 from minedit.picturebook.world.scene import scene
@@ -81,9 +81,10 @@ class Drawings:
 
     def _draw(self, shapes: dict[Path, tuple[int, ...]], size: int, cells: int) -> None:
         """Writes both files, each whole or not at all."""
-        partial = [file.with_suffix(f".{os.getpid()}.tmp") for file in shapes]
+        partial = [file.with_name(f".{file.name}.{os.getpid()}.part") for file in shapes]
         try:
             partial[0].parent.mkdir(parents=True, exist_ok=True)
+            sweep(partial[0].parent, r"(?:drawings|masks)-.*\.npy")
             images, masks = (
                 np.lib.format.open_memmap(part, "w+", np.uint8, shape)
                 for part, shape in zip(partial, shapes.values(), strict=True)

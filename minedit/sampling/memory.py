@@ -1,0 +1,61 @@
+"""Whether a picture's memory is there: asked before a run, since the system ends a process that takes too much."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from minedit.config import MineditError
+from minedit.stack.model import Model
+
+UNET, VAE = 30, 4  # activations of their largest kind that are held at once; measured, as in tests/test_memory.py
+
+
+def check_memory(sd: Model, rows: int, height: int, width: int) -> None:
+    """Raises MineditError where `rows` pictures of this size need more memory than their device has free."""
+    needs, there = needed(sd, rows, height, width), free(sd.device)
+    if there is not None and needs > there:
+        what = f"{rows} pictures of {height}x{width} pixels need" if rows > 1 else f"{height}x{width} pixels need"
+        found = f"{what} about {needs / 1e9:,.1f} GB of memory, {there / 1e9:,.1f} GB are free on {sd.device}"
+        raise MineditError(f"{found}; choose a smaller --height and --width, or fewer prompts at once")
+
+
+def needed(sd: Model, rows: int, height: int, width: int) -> int:
+    """Bytes beside the weights: the most that the UNet or the decoder holds at once, about."""
+    size, pixels = sd.dtype.itemsize, height * width
+    latents = pixels // sd.config.vae.factor**2
+    unet = UNET * 2 * rows * latents * sd.config.unet.channels[0] * size
+    if sd.attention == "eager" and sd.config.unet.attention[0]:
+        unet += 2 * 2 * rows * sd.config.unet.heads * latents**2 * 4
+    decoder = VAE * rows * pixels * max(sd.config.vae.channels[:2]) * size
+    if sd.device.type == "cpu":  # its attention has all scores at once there, and their softmax
+        decoder = max(decoder, 2 * rows * latents**2 * size)
+    return max(unet, decoder)
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes that this process may still take on a device; None where that cannot be said."""
+    if device.type == "cuda":
+        own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + own
+    found = []
+    with suppress(OSError, ValueError, KeyError):
+        system = _numbers(Path("/proc/meminfo"))  # in KiB
+        found.append((system["MemAvailable:"] + system["SwapFree:"]) * 1024)
+    with suppress(OSError, ValueError, KeyError):  # of a container
+        group = Path("/sys/fs/cgroup")
+        most, now = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(most - now + _numbers(group / "memory.stat")["inactive_file"])
+    if not found:
+        with suppress(OSError, ValueError, AttributeError):
+            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(found, default=None)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
