@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA = "minedit"  # keyword of the PNG text chunk
+FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"  # Latin, Greek, Cyrillic, Arabic, Hebrew ...
+OTHER_FONTS = (  # of the system, for what it has not: Chinese, Japanese, Korean; names, which PIL looks up
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf"),
+    *("PingFang.ttc", "Hiragino Sans GB.ttc", "AppleSDGothicNeo.ttc", "Arial Unicode.ttf"),
+)
 MARGIN = 6  # pixels, between the pictures of a grid and around its captions
 
 
@@ -57,7 +62,7 @@ def grid(images: Sequence[Image.Image], captions: Sequence[str] = (), columns: i
     columns = min(columns or len(images), len(images))
     rows = -(-len(images) // columns)
     width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
-    font = ImageFont.load_default(max(12, width // 24))
+    font = _font("".join(captions), max(12, width // 24))
     texts = [_wrapped(caption, font, width) for caption in captions or [""] * len(images)]
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     below = max(pen.multiline_textbbox((0, 0), text, font)[3] for text in texts) + MARGIN if captions else 0
@@ -70,6 +75,18 @@ def grid(images: Sequence[Image.Image], captions: Sequence[str] = (), columns: i
         sheet.paste(image, (x, y))
         pen.multiline_text((x, y + height + MARGIN // 2), text, fill="black", font=font)
     return sheet
+
+
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """The first font that has every letter of the text; FONT, which draws boxes for some, where none has."""
+    own = ImageFont.truetype(FONT, size)
+    for name in (FONT, *OTHER_FONTS):
+        with suppress(OSError):  # not installed
+            font = ImageFont.truetype(name, size)
+            missing = bytes(font.getmask("\U0010ffff"))
+            if all(bytes(font.getmask(letter)) != missing for letter in set(text) if letter.isprintable()):
+                return font
+    return own
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

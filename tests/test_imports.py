@@ -67,7 +67,7 @@ each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.rel
 def test_every_file_has_a_place():
     for folder in {file.parent for file in FILES}:
         inside = [f"{each.name}/" if each.is_dir() else each.name for each in folder.iterdir()]
-        inside = {name for name in inside if name.endswith((".py", "/"))} - {"__init__.py", "__pycache__/"}
+        inside = {name for name in inside if name.endswith((".py", "/"))} - {"__init__.py", "__pycache__/", "fonts/"}
         assert len(listed(folder)) == len(set(listed(folder))) and inside == set(listed(folder)), folder
 
 

@@ -53,3 +53,10 @@ assert not hasattr(minedit, "nothing")
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_transformers_bars_do_not_warn_in_a_notebook():
+    code = "import warnings, tqdm.notebook, minedit.stack; "
+    code += "warnings.warn(tqdm.notebook.WARN_NOIPYW, tqdm.TqdmWarning); print('quiet')"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "quiet\n", done.stderr
