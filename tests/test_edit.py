@@ -384,3 +384,9 @@ def random_seen(site, step):
     n, tokens = (8 // site.stride) ** 2, TOKENS
     columns = normal(f"{site.name} columns {step}", 4, n, tokens).softmax(-1)
     return Seen(normal(f"{site.name} hidden {step}", 4, n, site.channels), columns)
+
+
+def test_results_are_a_line_to_read(sd):
+    res = minedit.edit(sd, BOY, SITTING, seed=2, steps=2)
+    assert repr(res) == f"<'{BOY}' -> '{SITTING}' by adapedit, seed 2, {res.edited.width} x {res.edited.height} pixels>"
+    assert repr(minedit.generate(sd, [BOY, DOG], steps=2)).startswith("<2 pictures of ")

@@ -14,6 +14,7 @@ edit.py
 train.py
 judge.py
 kernels.py
+words.py
 weights.py
 ```
 """

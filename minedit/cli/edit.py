@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
                 print(f"  seed {seed} stands already: {stands}; --again draws it anew")
                 continue
             print(f"  {each.method}, seed {seed}, {each.run.steps} steps, guidance {each.run.guidance}")
+            said = output.forewarn(sd, each.source, each.target)
             with output.progress() as progress:
                 calls = {"progress": progress, "on_step": preview, "settings": each.settings}
                 res = edit(sd, *what, seed=seed, **asdict(each.run), **calls)
@@ -41,4 +42,6 @@ def run(args: argparse.Namespace) -> None:
             pictures = {"source": res.source, "edited": res.edited}
             pictures["grid"] = image.grid([res.source, res.edited], [each.source, each.target])
             found = {"words": [asdict(word) for word in res.words], "notes": list(res.notes), **each.more}
-            output.write(args.out, f"seed{seed}-" if len(runs) > 1 else "", pictures, settings, found, res.seconds)
+            output.write(
+                args.out, f"seed{seed}-" if len(runs) > 1 else "", pictures, settings, found, res.seconds, said
+            )

@@ -31,8 +31,9 @@ def run(args: argparse.Namespace) -> None:
                 print(f"  seed {seed} stands already: {stands}; --again draws it anew")
                 continue
             print(f"  seed {seed}, {args.steps} steps, guidance {args.guidance}")
+            said = output.forewarn(sd, prompt)
             with output.progress() as progress:
                 out = generate(sd, prompt, progress=progress, on_step=preview, **run)
             seconds, found = time.perf_counter() - began, {"notes": list(out.notes)}
             name = f"seed{seed}-" if len(pairs) > 1 else ""
-            output.write(args.out, name, {"image": out.images[0]}, settings, found, seconds)
+            output.write(args.out, name, {"image": out.images[0]}, settings, found, seconds, said)

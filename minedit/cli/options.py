@@ -24,6 +24,7 @@ ELSEWHERE = {  # verbs that read their own arguments
     "train": "train the parts of the embedded model",
     "judge": "measure what the embedded model draws",
     "kernels": "check and time attention functions, your own too",
+    "words": "list the words that the embedded model knows",
     "weights": "verify, convert or fetch a file of weights",
 }
 
@@ -204,6 +205,11 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
     group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
 
 
+def add_threads(parser: argparse._ActionsContainer) -> None:
+    text = "threads of the CPU; as many as it has cores that other programs leave, if not given"
+    parser.add_argument("--threads", metavar="N", type=number(int, 1, 1000), help=text)
+
+
 def _run_options(parser: Parser) -> None:
     group = parser.add_argument_group("the run")
     group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", default=[0], help=SEED.help)
@@ -222,6 +228,7 @@ def _run_options(parser: Parser) -> None:
     text = "LoRA to merge, by its scale (1 without); may be given several times"
     group.add_argument("--lora", metavar="FILE[:SCALE]", type=lora, action="append", help=text)
     group.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1, mps")
+    add_threads(group)
     group.add_argument("--dtype", metavar="NAME", default="float32", help="float32, float16, bfloat16")
     text = "on a CPU, convolutions with fewer products, for memory (Winograd); on a GPU, another layout and CUDA graphs"
     group.add_argument("--fast", action=argparse.BooleanOptionalAction, default=False, help=text)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from minedit import __version__, image
 from minedit.config import SD14, MineditError, foreign_json, shown
+from minedit.speed import threads
 
 if TYPE_CHECKING:
     from minedit.sampling.loop import Step
@@ -41,7 +42,18 @@ def check_prompt(sd: Model, text: str) -> Prompt:
     return prompt
 
 
+def forewarn(sd: Model, *texts: str) -> tuple[str, ...]:
+    """Say, before anything is drawn, what is known of the prompts alone. Returns those notes."""
+    from minedit.verbs import reading
+
+    notes = reading(sd, [sd.tokenizer.encode(text) for text in texts])
+    for note in notes:
+        print(f"  note: {shown(note, 1000)}")
+    return notes
+
+
 def load(args: argparse.Namespace) -> Model:
+    before = threads.look()
     from minedit.attention.choose import resolve  # torch's, as what the functions below import
     from minedit.files import checkpoint
 
@@ -51,6 +63,7 @@ def load(args: argparse.Namespace) -> Model:
     where = "embedded" if args.model is None else args.model
     print(f"model {shown(sd.config.name)} ({shown(where, 300)}), loaded in {time.perf_counter() - began:.1f} s")
     speed = ", made for speed" * sd.fast + " with torch's own layers, as Triton does not run here" * sd.unet.unfused
+    speed += threads.choose(args.threads, before)
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{speed}")
     for file, scale in sd.lora:
         print(f"  with the LoRA {shown(file, 300)}, scale {scale:g}")
@@ -159,12 +172,16 @@ def _numbered(folder: Path) -> Iterator[int]:
         os.close(held)
 
 
-def write(folder: Path, name: str, pictures: dict, settings: dict, found: dict, seconds: float) -> None:
+def write(
+    folder: Path, name: str, pictures: dict, settings: dict, found: dict, seconds: float, said: tuple = ()
+) -> None:
     """Pictures and a JSON of one run, their names a number and `name`; says what was noted and written.
 
-    The JSON comes last: where it stands, the run is complete.
+    said: notes that were printed before. The JSON comes last: where it stands, the run is complete.
     """
     for note in found["notes"]:
+        if note in said:
+            continue
         print(f"  note: {shown(note, 1000)}")
     import torch
 

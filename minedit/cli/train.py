@@ -9,7 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
-from minedit.cli.options import Formatter, Parser, number, path
+from minedit.cli.options import Formatter, Parser, add_threads, number, path
 from minedit.config import PICTUREBOOK, MineditError
 from minedit.picturebook.training.stages import FEWEST, STAGES, STEPS
 
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
 
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch_device(args.device)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():  # torchrun
         if args.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -58,6 +59,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--from", dest="start", metavar="FILE", help=begun)
     parser.add_argument("--warmup", type=number(int, 1, 10**9), default=200, help="steps to the peak learning rate")
     parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
+    add_threads(parser)
     parser.add_argument("--device", help="cpu or cuda; else cuda where there is one")
     parser.add_argument("--seed", type=SEEDS, default=0, help="of initial weights, scenes, captions and noise")
     parser.add_argument("--runs", type=path, default=Path("runs"), help="folder of training state, logs and data")
