@@ -46,11 +46,11 @@ def parts(out: Path, tiny: bool) -> list[Part]:
     py, own = sys.executable, [sys.executable, str(Path(__file__)), "--out", str(out)] + ["--tiny"] * tiny
     lab = [py, "-m", "minedit", "kernels"]
     size = ["--quick", "--rules", "plain,dps"] if tiny else []
-    tests = ["tests/test_kernels.py", "tests/test_graphs.py"]
+    tests = ["tests/test_kernels.py", "tests/test_fused.py", "tests/test_graphs.py"]
     spread = ["-n", "8"] if find_spec("xdist") and not tiny else []  # each compiles its own variants of the kernel
     found = [Part("tests", [py, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *tests], 150)]
     if tiny:
-        found = [replace(found[0], command=[*found[0].command, "-k", "without_a_rule or returned"])]
+        found = [replace(found[0], command=[*found[0].command, "-k", "without_a_rule or returned or other_numbers"])]
     for dtype in DTYPES[:1] if tiny else DTYPES:
         table = out / f"check-{dtype}.csv"
         found.append(Part(f"check-{dtype}", [*lab, "check", "--dtype", dtype, *size, "--csv", str(table)], 150, table))
@@ -75,8 +75,16 @@ def parts(out: Path, tiny: bool) -> list[Part]:
     found.append(Part("bench", [*lab, "bench", *half, "--csv", str(out / "kernels.csv")], 90, alone=True))
     gpu = [py, str(ROOT / "benchmarks" / "gpu.py"), "--csv", str(out / "gpu.csv"), "--repeats", "1" if tiny else "3"]
     gpu += ["--dtype", "float32", "--tiny"] if tiny else []
-    for part, seconds in (("attention", 40), ("steps", 60), ("pictures", 90), ("profile", 40)):
+    for part, seconds in (("attention", 40), ("steps", 100), ("pictures", 90), ("profile", 40)):
         found.append(Part(f"gpu-{part}", [*gpu, "--parts", part], seconds, alone=True))
+    tiles = [
+        py,
+        str(ROOT / "benchmarks" / "tiles.py"),
+        "--out",
+        str(out),
+        *(["--tiny"] if tiny else ["--seconds", "40"]),
+    ]
+    found.append(Part("tiles", tiles, 60, alone=True))
     return found
 
 

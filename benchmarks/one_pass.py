@@ -22,10 +22,9 @@ import torch
 from table import append
 
 import minedit
-from minedit.edit import EditResult
 from minedit.files.checkpoint import Model, weights_folder
 from minedit.image import to_tensor
-from minedit.methods import adapedit
+from minedit.methods import running
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.wordmaps import measure
 from minedit.picturebook.training.train_judge import Judge, load_judge
@@ -35,6 +34,7 @@ from minedit.picturebook.world.factors import SIZES, Factors, colours, random_fa
 from minedit.picturebook.world.looks import POSES
 from minedit.sampling.loop import Run
 from minedit.stack.tokens import align
+from minedit.verbs import EditResult
 
 TABLE = Path(__file__).with_suffix(".csv")
 AGAINST = ("two passes, last step", "two passes, mean")
@@ -105,7 +105,7 @@ def taus(sd: Model, pair: Pair, seed: int, steps: int, settings: dict) -> list[f
     if chosen.one_pass:
         return [word.tau for word in minedit.edit(sd, *pair, seed=seed, steps=steps, settings=chosen).words]
     found = measure(sd, *prompts, seed, Run(steps), chosen)
-    return [word.tau for word in adapedit.plan(sd, *prompts, steps, chosen, found).words]
+    return [word.tau for word in running.plan(sd, *prompts, steps, chosen, found).words]
 
 
 def judged(judge: Judge, done: EditResult, before: Factors, after: Factors) -> tuple[int, int, int, int]:

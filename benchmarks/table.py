@@ -9,7 +9,7 @@ from pathlib import Path
 def append(path: Path, rows: list[dict]) -> None:
     """Add the rows, under a header where the file is new. Raises SystemExit where the file has other columns."""
     new = not path.exists()
-    if not new and path.open().readline().strip() != ",".join(rows[0]):
+    if not new and next(csv.reader(path.open(newline="")), []) != [*rows[0]]:
         kept = path.with_suffix(".new.csv")
         append(kept, rows)
         raise SystemExit(f"{path} has other columns; the rows went to {kept}")

@@ -47,8 +47,10 @@ from minedit.attention.rules import Attn, Edit, Gate, Rule
 from minedit.attention.sdpa import sdpa
 from minedit.config import SD14
 from minedit.files.checkpoint import weights_folder
-from minedit.methods.adapedit import AdapEditConfig, Running, watched
+from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.plan import SELF_RULE, SOURCE, TARGET, injected_sites
+from minedit.methods.running import Running
+from minedit.methods.wordmaps import watched
 from minedit.speed.fast import spare_products
 from minedit.speed.winograd import Winograd
 from minedit.stack.model import Model

@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from minedit.methods.choose import METHODS
-from minedit.sampling.loop import SEED, Run
+from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import settings
 
 HEAD = """# Methods and their settings
@@ -31,7 +31,7 @@ def rows_of(kind):
 
 
 def page() -> str:
-    parts = [HEAD, "## Every run\n", table([("seed", 0, SEED), *rows_of(Run)])]
+    parts = [HEAD, "## Every run\n", table([("seed", 0, SEED), *rows_of(Numbers)])]
     for method, kind in METHODS.items():
         parts.append(f"\n## {method}\n\n{' '.join(kind.__doc__.split())}\n")
         parts += [table(rows_of(kind))] if fields(kind) else []

@@ -4,12 +4,33 @@ sd = minedit.load()
 res = minedit.edit(sd, "a boy in the park", "a sitting boy in the park", seed=0)
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from minedit.config import IP2P, PICTUREBOOK, SD14, MineditError
-from minedit.edit import edit, generate
-from minedit.files.checkpoint import load, save
 from minedit.methods.choose import METHODS
-from minedit.stack.unet import UNet
-from minedit.stack.vae import VAE
+
+if TYPE_CHECKING:
+    from minedit.files.checkpoint import load, save
+    from minedit.stack.unet import UNet
+    from minedit.stack.vae import VAE
+    from minedit.verbs import edit, generate
 
 __all__ = ["IP2P", "METHODS", "PICTUREBOOK", "SD14", "VAE", "MineditError", "UNet", "edit", "generate", "load", "save"]
 __version__ = "0.2.0"
+# What takes torch is imported when it is first asked for, so that --help need not wait: its file, by name.
+_LATER = {
+    **{"VAE": "stack.vae", "UNet": "stack.unet"},
+    **{"edit": "verbs", "generate": "verbs", "load": "files.checkpoint", "save": "files.checkpoint"},
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,27 +8,38 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 from minedit.config import MineditError, foreign_json, shown
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 METADATA = "minedit"  # keyword of the PNG text chunk
+FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"  # Latin, Greek, Cyrillic, Arabic, Hebrew ...
+OTHER_FONTS = (  # of the system, for what it has not: Chinese, Japanese, Korean; names, which PIL looks up
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf"),
+    *("PingFang.ttc", "Hiragino Sans GB.ttc", "AppleSDGothicNeo.ttc", "Arial Unicode.ttf"),
+)
 MARGIN = 6  # pixels, between the pictures of a grid and around its captions
 
 
 def to_tensor(image: Image.Image) -> Tensor:
     """PIL picture -> [1,3,H,W] float32 in [-1,1]."""
+    import numpy as np  # here and below: files are read and written without it and torch
+    import torch
+
     array = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1
     return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
     """[B,3,H,W], about [-1,1], clamped -> B PIL pictures. Raises MineditError for NaN or infinity."""
+    import torch
+
     if not torch.isfinite(images).all():
         raise MineditError(f"picture in {images.dtype} holds NaN or infinity, expected numbers; try dtype float32")
     array = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -51,7 +62,7 @@ def grid(images: Sequence[Image.Image], captions: Sequence[str] = (), columns: i
     columns = min(columns or len(images), len(images))
     rows = -(-len(images) // columns)
     width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
-    font = ImageFont.load_default(max(12, width // 24))
+    font = _font("".join(captions), max(12, width // 24))
     texts = [_wrapped(caption, font, width) for caption in captions or [""] * len(images)]
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     below = max(pen.multiline_textbbox((0, 0), text, font)[3] for text in texts) + MARGIN if captions else 0
@@ -64,6 +75,18 @@ def grid(images: Sequence[Image.Image], captions: Sequence[str] = (), columns: i
         sheet.paste(image, (x, y))
         pen.multiline_text((x, y + height + MARGIN // 2), text, fill="black", font=font)
     return sheet
+
+
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """The first font that has every letter of the text; FONT, which draws boxes for some, where none has."""
+    own = ImageFont.truetype(FONT, size)
+    for name in (FONT, *OTHER_FONTS):
+        with suppress(OSError):  # not installed
+            font = ImageFont.truetype(name, size)
+            missing = bytes(font.getmask("\U0010ffff"))
+            if all(bytes(font.getmask(letter)) != missing for letter in set(text) if letter.isprintable()):
+                return font
+    return own
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -10,7 +10,7 @@ from small_model import TOKENS, small_model
 
 from minedit.attention.eager import eager
 from minedit.config import MineditError
-from minedit.methods import adapedit, wordmaps
+from minedit.methods import adapedit, running, wordmaps
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.plan import SELF_RULE, TARGET
 from minedit.methods.wordmaps import measure
@@ -75,7 +75,7 @@ def literal(model, prompt, keys, seen, alpha_m=0.03, lambda_tau=1.0, centre=True
 @pytest.mark.parametrize("settings", [{}, {"centre": False}, {"mask": False}, {"lambda_tau": 2.5, "alpha_m": 0.05}])
 def test_statistics_are_equations_5_to_7(model, text, keys, settings):
     prompt, seen = model.tokenizer.encode(text), made_up(model)
-    found = adapedit.statistics(model, prompt, keys, seen, AdapEditConfig(**settings), (8, 8))
+    found = wordmaps.statistics(model, prompt, keys, seen, AdapEditConfig(**settings), (8, 8))
     A, tau, by_site = literal(model, prompt, keys, seen, **settings)
     assert np.allclose(found.similarity, A, atol=1e-6)
     assert np.allclose(found.tau, tau, atol=1e-6)
@@ -95,8 +95,8 @@ def test_tau_is_equation_7():
 def test_centring_restores_the_contrast(model):
     """Hidden states that share one large direction are nearly parallel without it: every tau would be about 0."""
     prompt, seen = model.tokenizer.encode(SITTING), made_up(model)
-    plain = adapedit.statistics(model, prompt, (1,), seen, AdapEditConfig(centre=False), (8, 8))
-    centred = adapedit.statistics(model, prompt, (1,), seen, AdapEditConfig(), (8, 8))
+    plain = wordmaps.statistics(model, prompt, (1,), seen, AdapEditConfig(centre=False), (8, 8))
+    centred = wordmaps.statistics(model, prompt, (1,), seen, AdapEditConfig(), (8, 8))
     assert min(plain.similarity) > 0.9 > max(a for i, a in enumerate(centred.similarity) if i != 1)
 
 
@@ -107,9 +107,9 @@ def test_the_mask_keeps_what_reaches_alpha_and_all_of_a_word_that_never_does(mod
     assert masks.tolist() == [[False, True, True], [True, True, True]]
     assert empty.tolist() == [False, True]
     prompt, level = model.tokenizer.encode(BOY), AdapEditConfig(alpha_m=0.19)
-    found = adapedit.statistics(model, prompt, (1,), made_up(model), level, (8, 8))
+    found = wordmaps.statistics(model, prompt, (1,), made_up(model), level, (8, 8))
     assert found.empty == tuple(range(5)) and found.masks.all()
-    plan = adapedit.plan(model, model.tokenizer.encode(DOG), prompt, 10, level, found)
+    plan = running.plan(model, model.tokenizer.encode(DOG), prompt, 10, level, found)
     assert "nothing above alpha_m, map unmasked: a, boy, in, the, park" in plan.notes
 
 
@@ -146,9 +146,9 @@ def test_the_statistics_pass_looks_at_the_conditional_row(model):
 
 def plan_of(model, source, target, steps=10, **settings):
     source, target, chosen = model.tokenizer.encode(source), model.tokenizer.encode(target), AdapEditConfig(**settings)
-    prompt, keys, _ = adapedit.subject(source, target)
-    found = adapedit.statistics(model, prompt, keys, made_up(model), chosen, (8, 8)) if chosen.measures else None
-    return adapedit.plan(model, source, target, steps, chosen, found), found, target
+    prompt, keys, _ = wordmaps.subject(source, target)
+    found = wordmaps.statistics(model, prompt, keys, made_up(model), chosen, (8, 8)) if chosen.measures else None
+    return running.plan(model, source, target, steps, chosen, found), found, target
 
 
 @pytest.mark.parametrize("source, target", [(BOY, SITTING), (BOY, DOG), (SITTING, BOY), (BOY, "two red cars")])
@@ -250,7 +250,7 @@ def test_the_gate_is_equation_9(model):
     plan, found, _ = plan_of(model, BOY, DOG, lambda_sv=0.8, lambda_s=0.5)
     name = plan.cross_sites[0]
     hidden = normal("hidden", 64, 16)
-    (seen,) = adapedit.spatial(model, plan.gates, 3, {name: hidden}, (8, 8))
+    (seen,) = wordmaps.spatial(model, plan.gates, 3, {name: hidden}, (8, 8))
     E = hidden.double().numpy()
     expected = np.clip(0.8 * unit(E - E.mean(0)) @ found.keys[name].double().numpy(), 0, 1)
     assert (seen.site, seen.step, seen.map.shape) == (name, 3, (8, 8))
@@ -302,4 +302,4 @@ def test_bad_settings_are_one_line_errors(settings):
 def test_a_model_without_maps_of_that_side_is_an_error(model):
     other = replace(model, config=replace(model.config, map_size=32))
     with pytest.raises(MineditError, match=r"sides \[4, 8\], expected map_size 32"):
-        adapedit.watched(other, AdapEditConfig())
+        wordmaps.watched(other, AdapEditConfig())

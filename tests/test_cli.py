@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from seeded import fill, normal
 from small_model import small_model
 
-import minedit
+import minedit.verbs
 from minedit import cli, image
 from minedit.cli import output
 from minedit.files import checkpoint
+from minedit.stack import taesd
 from minedit.stack.taesd import TAESD
 
 ROOT = Path(__file__).parent.parent
@@ -194,8 +195,8 @@ def test_a_preview_is_written_every_few_steps_and_changes_nothing(run, weights, 
     monkeypatch.setattr(output, "SD14", small_model().config)
     save_file(fill(TAESD()).state_dict(), "tiny.safetensors")
     shown = []
-    preview = output.save_preview
-    monkeypatch.setattr(output, "save_preview", lambda *args: shown.append(args[1].shape[0]) or preview(*args))
+    preview = taesd.save_preview
+    monkeypatch.setattr(taesd, "save_preview", lambda *args: shown.append(args[1].shape[0]) or preview(*args))
     assert run("edit", BOY, SITTING, "--preview", "tiny.safetensors", "--out", "few") == 0
     assert shown == [] and not Path("few/preview.png").exists()  # 3 steps
     for out, options in (("with", ("--preview", "tiny.safetensors")), ("without", ())):
@@ -331,7 +332,7 @@ def test_memory_that_runs_out_is_one_line(run, capsys, monkeypatch):
     def exhausted(*_, **__):
         torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr("minedit.cli.edit.edit", exhausted)
+    monkeypatch.setattr(minedit.verbs, "edit", exhausted)
     assert run("edit", BOY, SITTING) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("minedit: error: memory ran out")
 
@@ -340,7 +341,7 @@ def test_interrupted(run, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minedit.cli.edit.edit", interrupt)
+    monkeypatch.setattr(minedit.verbs, "edit", interrupt)
     assert run("edit", BOY, SITTING, "--out", "new/folder") == 130
     assert "interrupted" in capsys.readouterr().err and not Path("new").exists()
 

@@ -14,9 +14,10 @@ from small_model import TOKENS, small_model
 import minedit
 from minedit.attention.rules import Seen
 from minedit.config import MineditError
-from minedit.methods import adapedit
-from minedit.methods.adapedit import AdapEditConfig, Running
+from minedit.methods import wordmaps
+from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.p2p import P2PConfig
+from minedit.methods.running import Running, plan
 from minedit.sampling import ddim
 from minedit.sampling.loop import context, sample, start
 
@@ -319,7 +320,7 @@ def test_an_edit_that_changed_nothing_or_everything_is_noted(sd, monkeypatch):
     grey = {level: Image.new("RGB", (8, 8), (level,) * 3) for level in (0, 1, 45, 46)}
     for level, said in ((1, ""), (45, ""), (46, "nearly the whole picture: the two pictures differ by 46.0 of 255")):
         monkeypatch.setattr(
-            sys.modules["minedit.edit"], "pictures", lambda *_, level=level: ([grey[0], grey[level]], ())
+            sys.modules["minedit.verbs"], "pictures", lambda *_, level=level: ([grey[0], grey[level]], ())
         )
         notes = [note for note in minedit.edit(sd, BOY, DOG, **SHORT).notes if "the edit changed" in note]
         assert len(notes) == bool(said) and all(said in note for note in notes)
@@ -361,25 +362,31 @@ def test_one_pass_learns_tau_along_the_way(sd):
 def test_one_pass_averages_are_means_of_what_was_seen(sd):
     source, target = (sd.tokenizer.encode(text) for text in (BOY, SITTING))
     settings = AdapEditConfig(fwt="one-pass", statistics="mean")
-    running = Running(sd, source, target, 3, settings)
-    assert running.plan.pinned == (2, 3, 0, 3, 3, 3, 3, *(2,) * 9)  # all with a source; the ends by "sitting" alone
+    found = Running(sd, source, target, 3, settings)
+    assert found.plan.pinned == (2, 3, 0, 3, 3, 3, 3, *(2,) * 9)  # all with a source; the ends by "sitting" alone
     sites = [site for site in sd.unet.sites if site.kind == "cross"]
     seen = [{s.name: random_seen(s, step) for s in sites} for step in range(3)]
     for step in range(3):
-        running.add(seen[step], (8, 8))
+        found.add(seen[step], (8, 8))
     means = {
         s.name: tuple(
             torch.stack([getattr(at[s.name], part)[3] for at in seen]).mean(0) for part in ("columns", "hidden")
         )
         for s in sites
     }
-    expected = adapedit.statistics(sd, target, (1,), means, settings, (8, 8))
-    assert running.found.tau == pytest.approx(expected.tau, abs=1e-6)
-    assert torch.allclose(running.found.maps, expected.maps)
-    assert running.plan.pinned == adapedit.plan(sd, source, target, 3, settings, expected).pinned
+    expected = wordmaps.statistics(sd, target, (1,), means, settings, (8, 8))
+    assert found.found.tau == pytest.approx(expected.tau, abs=1e-6)
+    assert torch.allclose(found.found.maps, expected.maps)
+    assert found.plan.pinned == plan(sd, source, target, 3, settings, expected).pinned
 
 
 def random_seen(site, step):
     n, tokens = (8 // site.stride) ** 2, TOKENS
     columns = normal(f"{site.name} columns {step}", 4, n, tokens).softmax(-1)
     return Seen(normal(f"{site.name} hidden {step}", 4, n, site.channels), columns)
+
+
+def test_results_are_a_line_to_read(sd):
+    res = minedit.edit(sd, BOY, SITTING, seed=2, steps=2)
+    assert repr(res) == f"<'{BOY}' -> '{SITTING}' by adapedit, seed 2, {res.edited.width} x {res.edited.height} pixels>"
+    assert repr(minedit.generate(sd, [BOY, DOG], steps=2)).startswith("<2 pictures of ")

@@ -14,7 +14,7 @@ import minedit
 from minedit.attention.rules import Attn
 from minedit.config import MineditError
 from minedit.files.lora import merge
-from minedit.methods import adapedit
+from minedit.methods import running
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.wordmaps import measure
 from minedit.sampling.loop import Run
@@ -95,7 +95,7 @@ def test_the_edited_step_compiles_without_a_break(quick):
     model, settings = quick, AdapEditConfig(lambda_tau=1.5)
     source, target = (model.tokenizer.encode(text) for text in (BOY, SITTING))
     found = measure(model, source, target, 0, Run(steps=8), settings)
-    plan = adapedit.plan(model, source, target, 8, settings, found)
+    plan = running.plan(model, source, target, 8, settings, found)
     x, t = normal("x", 4, 4, 8, 8), torch.tensor([500] * 4)
     context = normal("context", 4, TOKENS, 16)
     torch.compiler.reset()

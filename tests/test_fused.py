@@ -163,3 +163,10 @@ def test_they_compile_without_spilling():
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines()[1:]]
     assert len(rows) > 8 and {row[-1] for row in rows} == {"0"}
+
+
+def test_a_kernel_that_gives_other_numbers_is_not_used(monkeypatch):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert layers.runs(device)
+    monkeypatch.setattr(layers, "geglu", lambda x: layers.plain_geglu(x) * 1.01)
+    assert not layers.runs(device)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minedit import image
 from minedit.config import MineditError
 from minedit.image import difference, grid, save, settings, to_pil, to_tensor, write_whole
 
@@ -83,3 +84,13 @@ def test_difference_is_the_mean_over_pixels_and_channels():
     assert difference(red, red) == 0
     black.putpixel((0, 0), (0, 0, 96))
     assert difference(black, Image.new("RGB", (8, 4))) == 1
+
+
+def test_captions_in_many_letters_are_no_boxes(monkeypatch):
+    """Oracle: the box that FreeType draws for what no font has."""
+    font = image._font("λ é ö ж", 24)
+    box = bytes(font.getmask("\U0010ffff"))
+    drawn = [bytes(font.getmask(letter)) for letter in "λéöжЯשع€→"]
+    assert font.getname()[0] == "DejaVu Sans" and box not in drawn and len(set(drawn)) == len(drawn)
+    monkeypatch.setattr(image, "OTHER_FONTS", ("no such font.ttf",))
+    assert image._font("犬", 24).getname()[0] == "DejaVu Sans"  # a box, and no error

@@ -93,7 +93,7 @@ def test_two_methods_may_have_a_setting_of_one_name(monkeypatch, tmp_path, capsy
 
 
 def test_edit_names_no_method():
-    code = (ROOT / "minedit" / "edit.py").read_text().lower()
+    code = (ROOT / "minedit" / "verbs.py").read_text().lower()
     assert not [name for name in (*minedit.METHODS, "adapedit", "p2p", "prompt-to-prompt", "fixed") if name in code]
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from small_model import small_model
 
 from minedit import cli, image
-from minedit.cli import edit as verb
+from minedit import verbs as verb
 from minedit.files import checkpoint
 
 BOY, SITTING = "a boy in the park", "a sitting boy in the park"

@@ -15,6 +15,7 @@ edit.py
 train.py
 judge.py
 kernels.py
+words.py
 weights.py
 ```
 """
@@ -26,8 +27,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-
-import torch
 
 from minedit.cli import options
 from minedit.config import MineditError, shown
@@ -49,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()  # here, where a pipe that nobody reads or a full disk can be said
     except MineditError as error:
         return _failed(" ".join(str(error).splitlines()))
-    except torch.OutOfMemoryError:
-        return _failed("the device ran out of memory; try --dtype float16 or another --device")
     except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's: without an error there is no need to import it
+            return _failed("the device ran out of memory; try --dtype float16 or another --device")
         if "can't allocate memory" not in str(error):  # the CPU's allocator has no exception of its own
             raise
         return _failed("memory ran out; try a smaller --height and --width, or fewer prompts at once")

@@ -9,12 +9,13 @@ from minedit import image
 from minedit.cli import output
 from minedit.cli.pairs import asked
 from minedit.config import shown
-from minedit.edit import edit, record
 
 
 def run(args: argparse.Namespace) -> None:
     edits = asked(args)
     runs = [(each, seed) for each in edits for seed in each.seeds]
+    from minedit.verbs import edit, record  # and torch, once the arguments are right
+
     with output.folder(args.out):
         sd = output.load(args)
         preview = output.preview(args, sd)
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
                 print(f"  seed {seed} stands already: {stands}; --again draws it anew")
                 continue
             print(f"  {each.method}, seed {seed}, {each.run.steps} steps, guidance {each.run.guidance}")
+            said = output.forewarn(sd, each.source, each.target)
             with output.progress() as progress:
                 calls = {"progress": progress, "on_step": preview, "settings": each.settings}
                 res = edit(sd, *what, seed=seed, **asdict(each.run), **calls)
@@ -40,4 +42,6 @@ def run(args: argparse.Namespace) -> None:
             pictures = {"source": res.source, "edited": res.edited}
             pictures["grid"] = image.grid([res.source, res.edited], [each.source, each.target])
             found = {"words": [asdict(word) for word in res.words], "notes": list(res.notes), **each.more}
-            output.write(args.out, f"seed{seed}-" if len(runs) > 1 else "", pictures, settings, found, res.seconds)
+            output.write(
+                args.out, f"seed{seed}-" if len(runs) > 1 else "", pictures, settings, found, res.seconds, said
+            )

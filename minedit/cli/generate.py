@@ -7,14 +7,15 @@ import time
 
 from minedit.cli import output
 from minedit.config import MineditError, shown
-from minedit.edit import generate
-from minedit.sampling.loop import Run
 
 
 def run(args: argparse.Namespace) -> None:
     if not args.prompts:
         raise MineditError("no prompt; expected what the picture shows: minedit generate 'a boy in the park'")
     pairs = [(prompt, seed) for prompt in args.prompts for seed in dict.fromkeys(args.seed)]
+    from minedit.sampling.loop import Run  # and torch, once the arguments are right
+    from minedit.verbs import generate
+
     with output.folder(args.out):
         sd = output.load(args)
         preview = output.preview(args, sd)
@@ -30,8 +31,9 @@ def run(args: argparse.Namespace) -> None:
                 print(f"  seed {seed} stands already: {stands}; --again draws it anew")
                 continue
             print(f"  seed {seed}, {args.steps} steps, guidance {args.guidance}")
+            said = output.forewarn(sd, prompt)
             with output.progress() as progress:
                 out = generate(sd, prompt, progress=progress, on_step=preview, **run)
             seconds, found = time.perf_counter() - began, {"notes": list(out.notes)}
             name = f"seed{seed}-" if len(pairs) > 1 else ""
-            output.write(args.out, name, {"image": out.images[0]}, settings, found, seconds)
+            output.write(args.out, name, {"image": out.images[0]}, settings, found, seconds, said)

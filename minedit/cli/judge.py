@@ -5,24 +5,29 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minedit.cli.options import Formatter, Parser, number, path, reader
+from minedit.cli.options import Formatter, Parser, add_threads, number, path, reader
 from minedit.config import MineditError
-from minedit.files.checkpoint import load, weights_folder
-from minedit.picturebook.judge import GOALS, RENDERINGS, judged, prompts, reconstruction, word_maps
-from minedit.picturebook.training.train_judge import accuracy, load_judge
-from minedit.picturebook.world.dataset import Drawings
-from minedit.sampling.ddim import STEPS
+from minedit.sampling.numbers import STEPS
+from minedit.speed import threads
 
 
 def main(argv: list[str]) -> int:
     """Print the tables. Raises MineditError where the checkpoint or the judge is missing."""
-    args = _arguments(argv)
+    args, before = _arguments(argv), threads.look()
+    from minedit.files.checkpoint import load, weights_folder
+    from minedit.picturebook.judge import GOALS, RENDERINGS, judged, prompts, reconstruction, word_maps
+    from minedit.picturebook.training.train_judge import accuracy, load_judge
+    from minedit.picturebook.world.dataset import Drawings
+
     model, judge = load(args.model, device=args.device), load_judge(weights_folder() / "picturebook-judge.safetensors")
     try:
         renderings = Drawings(args.runs / "data", RENDERINGS, model.config.image_size, args.seed, unseen=True)
     except OSError as error:
         raise MineditError(f"cannot use {error.filename} ({error.strerror}); choose other --runs") from error
-    print(f"{model.config.name}: {args.images} held-out captions, {args.steps} steps, guidance {args.guidance}")
+    computing = threads.choose(args.threads, before)
+    print(
+        f"{model.config.name}: {args.images} held-out captions, {args.steps} steps, guidance {args.guidance}{computing}"
+    )
     print(f"reconstruction of held-out renderings  {reconstruction(model):.1f} dB PSNR (goal 31)", flush=True)
     maps = word_maps(model, args.images)
     print(f"largest value of the subject word's map in the subject  {maps['subject_inside']:.1%} (goal 85 %)")
@@ -47,6 +52,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=number(int, 0, 10**9), default=2026, help="of the prompts; picture i starts from noise i"
     )
+    add_threads(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--runs", type=path, default=Path("runs"), help="folder whose data/ keeps the renderings")
     return parser.parse_args(argv)

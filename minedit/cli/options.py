@@ -12,17 +12,19 @@ from contextlib import suppress
 from dataclasses import Field, fields
 from pathlib import Path
 
-from minedit import __version__, image
+from minedit import __version__
 from minedit.cli.parser import Formatter, Parser
 from minedit.config import MineditError, shown
 from minedit.methods.choose import DEFAULT, METHODS
-from minedit.sampling.loop import SEED, Run
+from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import Setting, settings
 
+DTYPES = ("float32", "float16", "bfloat16")
 ELSEWHERE = {  # verbs that read their own arguments
     "train": "train the parts of the embedded model",
     "judge": "measure what the embedded model draws",
     "kernels": "check and time attention functions, your own too",
+    "words": "list the words that the embedded model knows",
     "weights": "verify, convert or fetch a file of weights",
 }
 
@@ -108,6 +110,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float]]]:
     """What the picture of --from sets, every value of its kind; its LoRAs apart. Raises MineditError."""
+    from minedit import image  # a picture's reader, only where there is one
+
     stored = image.settings(args.origin)
     verb, keys = stored.get("verb"), {"generate": {"prompts"}, "edit": {"source", "target", "method"}}
     if not isinstance(verb, str) or verb not in keys or not keys[verb] | {"seed", "model", "attention"} <= set(stored):
@@ -115,7 +119,7 @@ def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float]]]:
     if verb != args.verb:
         raise MineditError(f"{args.origin} was made by minedit {verb}; run: minedit {verb} --from {args.origin}")
     method = METHODS.get(str(stored.get("method")))
-    known = {"seed": SEED, **settings(Run), **(settings(method) if method else {}), **STORED}
+    known = {"seed": SEED, **settings(Numbers), **(settings(method) if method else {}), **STORED}
     loras, prompts = stored.get("lora", []), stored.get("prompts", [])
     stored = {name: value for name, value in stored.items() if name in known}
     for name in stored:
@@ -186,10 +190,15 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
     group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
 
 
+def add_threads(parser: argparse._ActionsContainer) -> None:
+    text = "threads of the CPU; as many as it has cores that other programs leave, if not given"
+    parser.add_argument("--threads", metavar="N", type=number(int, 1, 1000), help=text)
+
+
 def _run_options(parser: Parser) -> None:
     group = parser.add_argument_group("the run")
     group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", default=[0], help=SEED.help)
-    for field in fields(Run):
+    for field in fields(Numbers):
         _option(group, field, field.default, field.metadata["setting"])
     text = "a picture whose stored settings are the defaults"
     group.add_argument("--from", metavar="PNG", dest="origin", type=path, help=text)
@@ -204,6 +213,7 @@ def _run_options(parser: Parser) -> None:
     text = "LoRA to merge, by its scale (1 without); may be given several times"
     group.add_argument("--lora", metavar="FILE[:SCALE]", type=lora, action="append", help=text)
     group.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1, mps")
+    add_threads(group)
     group.add_argument("--dtype", metavar="NAME", default="float32", help="float32, float16, bfloat16")
     text = "on a CPU, convolutions with fewer products, for memory (Winograd); on a GPU, another layout and CUDA graphs"
     group.add_argument("--fast", action=argparse.BooleanOptionalAction, default=False, help=text)

@@ -13,20 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from minedit import __version__, image
-from minedit.attention.choose import resolve
 from minedit.config import SD14, MineditError, foreign_json, shown
-from minedit.edit import OnStep
-from minedit.files import checkpoint, lora
-from minedit.files.taesd import load_taesd
-from minedit.sampling.loop import Step
-from minedit.stack.model import Model
-from minedit.stack.taesd import save_preview
-from minedit.stack.tokens import Prompt
+from minedit.speed import threads
+
+if TYPE_CHECKING:
+    from minedit.sampling.loop import Step
+    from minedit.stack.model import Model
+    from minedit.stack.tokens import Prompt
+    from minedit.verbs import OnStep
 
 PREVIEW_EVERY = 5  # steps
 FOUND = {"words", "notes", "pair", "seconds", "versions", "files"}  # in a record, beside the settings
@@ -45,13 +42,28 @@ def check_prompt(sd: Model, text: str) -> Prompt:
     return prompt
 
 
+def forewarn(sd: Model, *texts: str) -> tuple[str, ...]:
+    """Say, before anything is drawn, what is known of the prompts alone. Returns those notes."""
+    from minedit.verbs import reading
+
+    notes = reading(sd, [sd.tokenizer.encode(text) for text in texts])
+    for note in notes:
+        print(f"  note: {shown(note, 1000)}")
+    return notes
+
+
 def load(args: argparse.Namespace) -> Model:
+    before = threads.look()
+    from minedit.attention.choose import resolve  # torch's, as what the functions below import
+    from minedit.files import checkpoint
+
     began = time.perf_counter()
     sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast, args.vae)
     chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
     where = "embedded" if args.model is None else args.model
     print(f"model {shown(sd.config.name)} ({shown(where, 300)}), loaded in {time.perf_counter() - began:.1f} s")
     speed = ", made for speed" * sd.fast + " with torch's own layers, as Triton does not run here" * sd.unet.unfused
+    speed += threads.choose(args.threads, before)
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{speed}")
     for file, scale in sd.lora:
         print(f"  with the LoRA {shown(file, 300)}, scale {scale:g}")
@@ -79,6 +91,9 @@ def preview(args: argparse.Namespace, sd: Model) -> OnStep | None:
         raise MineditError(
             f"--preview is for Stable Diffusion v1, and {sd.config.name} has latents of its own; omit it"
         )
+    from minedit.files.taesd import load_taesd
+    from minedit.stack.taesd import save_preview
+
     tiny = load_taesd(args.preview, sd.device)
 
     def show(step: Step) -> None:
@@ -117,6 +132,8 @@ def folder(path: Path) -> Iterator[None]:
 @contextmanager
 def progress() -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr: a function of the steps done and the steps in all."""
+    from tqdm import tqdm
+
     with tqdm(unit="step", leave=False, ncols=80, mininterval=0.5) as bar:
 
         def show(done: int, total: int) -> None:
@@ -128,6 +145,8 @@ def progress() -> Iterator[Callable[[int, int], None]]:
 
 def model_settings(args: argparse.Namespace, sd: Model) -> dict:
     """Which model made a picture, in the words of the command line."""
+    from minedit.files import lora
+
     names = ("model", *("vae",) * bool(args.vae), "device", "dtype", "attention", "fast")
     model = {name: getattr(args, name) for name in names}
     if sd.weights:
@@ -166,13 +185,19 @@ def _numbered(folder: Path) -> Iterator[int]:
         os.close(held)
 
 
-def write(folder: Path, name: str, pictures: dict, settings: dict, found: dict, seconds: float) -> None:
+def write(
+    folder: Path, name: str, pictures: dict, settings: dict, found: dict, seconds: float, said: tuple = ()
+) -> None:
     """Pictures and a JSON of one run, their names a number and `name`; says what was noted and written.
 
-    The JSON comes last: where it stands, the run is complete.
+    said: notes that were printed before. The JSON comes last: where it stands, the run is complete.
     """
     for note in found["notes"]:
+        if note in said:
+            continue
         print(f"  note: {shown(note, 1000)}")
+    import torch
+
     with _numbered(folder) as number:
         files = {kind: folder / f"{number:04d}-{name}{kind}.png" for kind in pictures}
         for kind, path in files.items():

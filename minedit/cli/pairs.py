@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from minedit.cli import options, output
 from minedit.config import MineditError, foreign_json, shown
 from minedit.methods.choose import METHODS, method_settings
 from minedit.methods.p2p import word_indices
-from minedit.sampling.loop import SEED, Run
+from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import Settings, settings
-from minedit.stack.model import Model
+
+if TYPE_CHECKING:
+    from minedit.stack.model import Model
 
 PAIR = '{"source": "a boy", "target": "a sitting boy"}'
 NAMES = (  # of the two prompts; the last mark what changes with [brackets]
@@ -37,16 +40,18 @@ class Asked:
     target: str
     method: str
     seeds: tuple[int, ...]
-    run: Run
+    run: Numbers
     settings: Settings
     where: str  # "pairs.jsonl line 3: ", for messages
     more: dict  # what else the line says, for the JSON
 
     def check(self, sd: Model) -> None:
         """What only the model knows. Raises MineditError."""
+        from minedit.sampling.loop import Run
+
         try:
             target = [output.check_prompt(sd, text) for text in (self.source, self.target)][1]
-            self.run.fits(sd, 2)
+            Run(**asdict(self.run)).fits(sd, 2)
             for word, _ in getattr(self.settings, "reweight", ()):
                 word_indices(sd.tokenizer, target, word)
         except MineditError as error:
@@ -100,7 +105,7 @@ def _asked(args: argparse.Namespace, overrides: dict, own: dict, texts: list[str
     overrides = overrides | {name: own[name] for name in own.keys() & options.setting_names()}
     seeds = own.get("seed", args.seed)
     seeds = dict.fromkeys(SEED.check("seed", seed) for seed in (seeds if isinstance(seeds, list) else [seeds]))
-    run = Run(**{name: own.get(name, getattr(args, name)) for name in settings(Run)})
+    run = Numbers(**{name: own.get(name, getattr(args, name)) for name in settings(Numbers)})
     for text in texts:
         if not text.strip():
             raise MineditError(f"prompt {shown(repr(text))} has no words; write what the picture shows")

@@ -9,14 +9,9 @@ import argparse
 import os
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
-from minedit.cli.options import Formatter, Parser, number, path
+from minedit.cli.options import Formatter, Parser, add_threads, number, path
 from minedit.config import PICTUREBOOK, MineditError
-from minedit.files.checkpoint import torch_device
-from minedit.picturebook.training.train import FEWEST, STAGES, STEPS, assemble, train
-from minedit.picturebook.training.workers import worker
+from minedit.picturebook.training.stages import FEWEST, STAGES, STEPS
 
 SEEDS = number(int, 0, 10**9)
 
@@ -27,6 +22,16 @@ def main(argv: list[str]) -> int:
     Raises MineditError for arguments that cannot be, and where an earlier stage is missing.
     """
     args = _arguments(argv)
+    import torch  # and what takes it, once the arguments are right
+    import torch.distributed as dist
+
+    from minedit.files.torchnames import torch_device
+    from minedit.picturebook.training.train import assemble, train
+    from minedit.picturebook.training.workers import worker
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch_device(args.device)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():  # torchrun
         if args.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -45,7 +50,6 @@ def main(argv: list[str]) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    default = "cuda" if torch.cuda.is_available() else "cpu"
     parser = Parser("minedit train", description=__doc__, formatter_class=Formatter)
     parser.add_argument("stage", choices=(*STAGES, "all"), help="in this order; assemble writes the checkpoint")
     parser.add_argument("--steps", type=number(int, 1, 10**9), help=f"optimiser steps; by stage if not given: {STEPS}")
@@ -55,12 +59,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--from", dest="start", metavar="FILE", help=begun)
     parser.add_argument("--warmup", type=number(int, 1, 10**9), default=200, help="steps to the peak learning rate")
     parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
-    parser.add_argument("--device", default=default, help="cpu or cuda")
+    add_threads(parser)
+    parser.add_argument("--device", help="cpu or cuda; else cuda where there is one")
     parser.add_argument("--seed", type=SEEDS, default=0, help="of initial weights, scenes, captions and noise")
     parser.add_argument("--runs", type=path, default=Path("runs"), help="folder of training state, logs and data")
     parser.add_argument("--out", type=path, default=Path("out/weights"), help="folder of checkpoint, CLIP and judge")
     args = parser.parse_args(argv)
-    torch_device(args.device)
     if args.start and args.stage not in ("unet", "vae"):
         raise MineditError(f"--from goes on with a UNet or a decoder; found stage {args.stage}, expected unet or vae")
     return args

@@ -11,23 +11,21 @@ from collections.abc import Iterable
 from contextlib import suppress
 from http.client import HTTPException, HTTPMessage, HTTPResponse, InvalidURL
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-import torch
 from huggingface_hub import constants, get_token
 from tqdm import tqdm
 
 from minedit import __version__
-from minedit.cli.options import Formatter, Parser, path
+from minedit.cli.options import DTYPES, Formatter, Parser, path
 from minedit.config import MineditError, shown
-from minedit.files import checkpoint
-from minedit.files.checkpoint import DTYPES, Found, examine
-from minedit.files.formats import named
-from minedit.files.layouts import first
-from minedit.files.stored import Stored
+
+if TYPE_CHECKING:
+    from minedit.files.checkpoint import Found
+    from minedit.files.stored import Stored
 
 # What `fetch` knows -> its repository, file and sha256.
 SOURCES = {
@@ -86,6 +84,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 def verify(path: Path) -> None:
     """Print what the file holds. Raises MineditError where that is no whole model, as `checkpoint.load` would."""
+    import torch  # and what takes it, once the arguments are right
+
+    from minedit.files.checkpoint import examine
+    from minedit.files.formats import named
+    from minedit.files.layouts import first
+
     found, path = examine(path), named(path)
     print(f"{path}: {found.config.name}, {found.layout}")
     for part, tensors in found.tensors.items():
@@ -112,7 +116,12 @@ def convert(source: Path, out: Path, dtype: str | None = None) -> None:
     """
     if out.suffix != ".safetensors":
         raise MineditError(f"{out} does not end in .safetensors, which is what convert writes; choose another name")
-    kind = dtype or _own_dtype(examine(source))
+    import torch
+
+    from minedit.files import checkpoint
+    from minedit.files.layouts import first
+
+    kind = dtype or _own_dtype(checkpoint.examine(source))
     model = checkpoint.load(source, dtype=kind)
     for part, module in (("unet", model.unet), ("vae", model.vae), ("text", model.text)):
         broken = [f"{part}.{name}" for name, x in module.state_dict().items() if not torch.isfinite(x).all()]
@@ -124,7 +133,7 @@ def convert(source: Path, out: Path, dtype: str | None = None) -> None:
 
 def _own_dtype(found: Found) -> str:
     kinds = {name for tensors in found.tensors.values() for name in _dtypes(tensors.values())}
-    return kinds.pop() if len(kinds) == 1 and kinds <= DTYPES.keys() else "float32"
+    return kinds.pop() if len(kinds) == 1 and kinds <= {*DTYPES} else "float32"
 
 
 def _dtypes(tensors: Iterable[Stored]) -> list[str]:

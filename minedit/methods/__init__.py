@@ -8,6 +8,7 @@ Read in this order:
 plan.py       the rules of each step, for a schedule of tokens
 p2p.py        Prompt-to-Prompt
 wordmaps.py   what attention says about words: maps, similarity, τ
+running.py    word statistics → a plan
 adapedit.py   AdapEdit: a time per word (FWT), a weight per pixel (DPS); with a statistics pass or without
 fixedseed.py  the target prompt from the same noise
 choose.py     names → methods

@@ -1,7 +1,7 @@
 """AdapEdit (Ma, Jia, Zhou 2024) as a Plan: per-word release times (FWT, eq. 5-7) and a per-pixel gate (DPS, eq. 8-9).
 
 A statistics pass samples the target prompt alone from the edit's own noise and looks at cross-attention (`measure` in
-wordmaps.py makes numbers of it); `plan` turns them into rules.
+wordmaps.py makes numbers of it); `plan` in running.py turns them into rules.
 
 Where we read the paper: a word follows the source while s < tau * steps (s counts up from pure noise) and is blended
 afterwards; key words are never pinned. Where we add to it, as settings: centring, averages over all steps, a shorter
@@ -16,32 +16,15 @@ The row of the measured prompt is watched at every second step while it is edite
 any edit. Until the first step is over every word with a source follows it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from minedit.attention.rules import Gate, Rule, Seen
 from minedit.config import MineditError
-from minedit.methods import Job, Told, Way, WordPlan
-from minedit.methods.plan import (
-    SOURCE,
-    TARGET,
-    Plan,
-    cross_sites,
-    first_steps,
-    injected_sites,
-    per_token,
-    unedited,
-)
-from minedit.methods.wordmaps import Average, Statistics, measure, spatial, statistics, subject, watched
-from minedit.sampling.ddim import TRAIN_STEPS
-from minedit.sampling.loop import Step
+from minedit.methods import Job, Way
+from minedit.sampling.numbers import TRAIN_STEPS
 from minedit.settings import Settings, setting
-from minedit.stack.model import Model
-from minedit.stack.tokens import Prompt, align, column_map
 
 ONE_PASS = "one-pass"
 PASS_STEPS = 10  # tau moves by 0.03 on average and a judge reads the edits as before: benchmarks/one_pass.csv
-LOOK_EVERY = 2  # steps, in one pass: looking costs some percent of a step of the embedded model, averages change slowly
 COMMON_TAU = 0.8  # of fwt=False: Prompt-to-Prompt's default cross_steps
 
 
@@ -107,6 +90,10 @@ class AdapEditConfig(Settings):
         return self.fwt_steps or min(PASS_STEPS, steps)
 
     def prepare(self, job: Job) -> Way:
+        from minedit.methods.plan import unedited  # torch's: settings are read without it
+        from minedit.methods.running import Running
+        from minedit.methods.wordmaps import measure
+
         if job.alignment.identical:
             return unedited(job)
         found, pair, steps = None, (job.source, job.target), job.run.steps
@@ -115,96 +102,3 @@ class AdapEditConfig(Settings):
             found = measure(job.sd, *pair, job.seed, job.run, self, job.tick)
         running = Running(job.sd, *pair, steps, self, found)
         return Way(rules=running.rules, watch=running.watch, after=running.after, told=running.told)
-
-
-class Running:
-    """The plan of a pair as it is known so far, and what the edit's gates let through at three of its steps."""
-
-    def __init__(
-        self,
-        model: Model,
-        source: Prompt,
-        target: Prompt,
-        steps: int,
-        settings: AdapEditConfig,
-        found: Statistics | None = None,
-    ) -> None:
-        self.model, self.pair, self.steps, self.settings = model, (source, target), steps, settings
-        self.prompt, self.key_words, _ = subject(source, target)
-        self.row = SOURCE if self.prompt is source else TARGET
-        self.looks = range(0, steps if settings.one_pass else 0, LOOK_EVERY)
-        self.shown, self.spatial, self.average = (steps // 4, steps // 2, steps - 1), [], Average()
-        self.found, self.plan = found, plan(model, source, target, steps, settings, found)
-
-    def rules(self, step: int) -> dict[str, Rule]:
-        return self.plan.rules(step)
-
-    def watch(self, step: int) -> dict[str, bool]:
-        if step in self.looks:
-            return watched(self.model, self.settings)
-        return dict.fromkeys(self.plan.gates, False) if step in self.shown else {}
-
-    def after(self, step: Step) -> None:
-        latent = step.latents.shape[-2:]
-        if step.index in self.shown:
-            hidden = {name: step.seen[name].hidden[TARGET] for name in self.plan.gates}
-            self.spatial += spatial(self.model, self.plan.gates, step.index, hidden, latent)
-        if step.index in self.looks:
-            self.add(step.seen, latent)
-
-    def add(self, seen: Mapping[str, Seen], latent: tuple[int, int]) -> None:
-        """Take in what a step saw of the layers `watched`; latent: height and width of the latents."""
-        self.average.add(seen, self.row)
-        means = self.average.means()
-        self.found = statistics(self.model, self.prompt, self.key_words, means, self.settings, latent)
-        self.plan = plan(self.model, *self.pair, self.steps, self.settings, self.found)
-
-    def told(self) -> Told:
-        first = ("one pass: τ is that of the last step, and was another before",) if self.looks else ()
-        found = self.found and replace(self.found, spatial=tuple(self.spatial))
-        return Told(self.plan.words, first + self.plan.notes, found)
-
-
-def plan(
-    model: Model, source: Prompt, target: Prompt, steps: int, settings: AdapEditConfig, found: Statistics | None
-) -> Plan:
-    """The plan of one prompt pair; `found` is what `measure` returned.
-
-    None: `settings.measures` is False, or nothing is known yet; then every word with a source follows it.
-    """
-    alignment = align(source, target)
-    columns, has_source = column_map(source, target, alignment)
-    measured, _, index = subject(source, target)
-    common = settings.common_tau
-    if common is not None or found is None:
-        tau = [1.0 if common is None else common] * len(index)
-    else:
-        tau = [found.tau[i] for i in index]
-    tau = [0.0 if pair.kind == "inserted" else t for pair, t in zip(alignment.pairs, tau, strict=True)]
-    share = sum(t < settings.rest_tau for t in tau) / len(tau)
-    rest = max(0.0, settings.rest - share) if common is None else common
-    sigma = rest if settings.sigma is None else settings.sigma
-    keys = found.keys if found and settings.dps else {}
-    numbers = settings.lambda_s, settings.lambda_sv, settings.centre
-    gates = {name: Gate(key.to(model.device), *numbers) for name, key in keys.items()}
-    gated = settings.inserted == "gated"
-    notes = [f"begin, end and padding follow the source for {rest:.2f} of the run, self-attention for {sigma:.2f}"]
-    if common is not None:
-        notes.append(f"no FWT: words with a source follow it for {common:.2f} of the run")
-    if alignment.disjoint:
-        notes.append("the prompts share no word: every word is a key word")
-    if measured is source:
-        notes.append("words are only removed: the statistics are those of the source prompt")
-    if found and found.empty:
-        notes.append("nothing above alpha_m, map unmasked: " + ", ".join(found.words[i] for i in found.empty))
-    return Plan(
-        cross_sites=cross_sites(model.unet.sites),
-        self_sites=injected_sites(model.unet.sites, model.config),
-        columns=columns.to(model.device),
-        pinned=per_token(target, [first_steps(t, steps) for t in tau], first_steps(rest, steps)),
-        gated=tuple(bool(has) or gated for has in has_source),
-        gates=gates,
-        self_steps=first_steps(sigma, steps),
-        words=tuple(WordPlan(target.words[p.word].text, p.kind, t) for p, t in zip(alignment.pairs, tau, strict=True)),
-        notes=tuple(notes),
-    )

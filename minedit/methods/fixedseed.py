@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from minedit.methods import Job, Way
-from minedit.methods.plan import unedited
 from minedit.settings import Settings
 
 
@@ -12,4 +11,6 @@ class FixedSeedConfig(Settings):
     """The fixed seed has no settings."""
 
     def prepare(self, job: Job) -> Way:
+        from minedit.methods.plan import unedited  # torch's: settings are read without it
+
         return unedited(job)

@@ -16,15 +16,20 @@ Agrees with the released code (google/prompt-to-prompt), its step counts include
 - The released equaliser scales every word of that text; here a text that stands twice is an error.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from minedit.config import MineditError
 from minedit.methods import Job, Way, WordPlan
-from minedit.methods.plan import Plan, cross_sites, injected_sites, per_token, unedited
 from minedit.settings import SHOWN, Settings, setting
-from minedit.stack.model import Model
-from minedit.stack.tokens import Alignment, Prompt, Tokenizer, align, column_map
+
+if TYPE_CHECKING:
+    from minedit.methods.plan import Plan
+    from minedit.stack.model import Model
+    from minedit.stack.tokens import Alignment, Prompt, Tokenizer
 
 NUMBER = re.compile(r"[0-9]{1,9}")  # a text that may be an index
 
@@ -45,6 +50,8 @@ class P2PConfig(Settings):
     )
 
     def prepare(self, job: Job) -> Way:
+        from minedit.methods.plan import unedited  # torch's: settings are read without it
+
         if job.alignment.identical and not self.reweight:
             return unedited(job)
         return plan(job.sd, job.source, job.target, job.run.steps, self).way()
@@ -52,6 +59,9 @@ class P2PConfig(Settings):
 
 def plan(model: Model, source: Prompt, target: Prompt, steps: int, settings: P2PConfig) -> Plan:
     """The plan of one prompt pair. Raises MineditError when a word to reweight is not in the target, or repeated."""
+    from minedit.methods.plan import Plan, cross_sites, injected_sites, per_token
+    from minedit.stack.tokens import align, column_map
+
     alignment = align(source, target)
     columns, has_source = column_map(source, target, alignment, settings.spread)
     cross = min(int(settings.cross_steps * (steps + 1)), steps)  # the released code counts steps + 1 here, not below

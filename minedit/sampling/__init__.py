@@ -2,6 +2,7 @@
 
 Read in this order:
 ```
+numbers.py   seeds, steps, sides: what a run may be asked for
 ddim.py      the noise schedule, a sampling step and its inverse
 guidance.py  noise predictions with and without the prompt → one
 memory.py    whether a picture's memory is there

@@ -10,10 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from minedit.settings import Setting
+from minedit.sampling.numbers import STEPS, TRAIN_STEPS
 
-TRAIN_STEPS = 1000
-STEPS = Setting("DDIM steps", int, 1, TRAIN_STEPS)
 BETA_FIRST, BETA_LAST = 0.00085, 0.012
 
 

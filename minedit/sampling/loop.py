@@ -7,7 +7,7 @@ does at each step and `observe` which layers to look at; both are functions of t
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import torch
@@ -20,11 +20,9 @@ from minedit.image import to_pil
 from minedit.sampling import ddim
 from minedit.sampling.guidance import two_way
 from minedit.sampling.memory import check_memory
-from minedit.settings import Setting, Settings, setting
+from minedit.sampling.numbers import Numbers
 from minedit.stack.model import Model
 
-SIDE = Setting("of the picture, a multiple of 8", int, 1, 2**14, unit="pixels", none="as trained", late=True)
-SEED = Setting("a run each", int, 0, 2**64 - 1)
 Progress = Callable[[int, int], None]  # steps done and steps in all, those of every pass
 Predict = Callable[[Tensor, int, int, Attn], Tensor]  # latents, step, timestep, what attention does → their noise
 
@@ -195,14 +193,8 @@ class Ticks:
 
 
 @dataclass(frozen=True)
-class Run(Settings):
-    """The numbers of a sampling run."""
-
-    steps: int = field(default=50, metadata={"setting": ddim.STEPS})
-    guidance: float = setting(7.5, "classifier-free guidance scale", low=0)
-    eta: float = setting(0.0, "0 deterministic to 1 ancestral sampling", low=0, high=1)
-    height: int | None = field(default=None, metadata={"setting": SIDE})
-    width: int | None = field(default=None, metadata={"setting": SIDE})
+class Run(Numbers):
+    """A sampling run."""
 
     def fits(self, sd: Model, rows: int) -> None:
         """Raises MineditError where height or width is no whole number of latents, or `rows` pictures are too large."""

@@ -2,6 +2,7 @@
 
 Read in this order:
 ```
+threads.py   how many threads, beside other programs
 winograd.py  3×3 convolutions with fewer products, for a CPU
 graphs.py    a step of the UNet recorded on a CUDA GPU and replayed
 fused.py     GroupNorm and what stands around it, GEGLU: Triton kernels

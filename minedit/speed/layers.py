@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minedit.attention.rules import Attn
-from minedit.speed.fused import add, add_layer_norm, geglu, group_norm
+from minedit.speed.fused import (
+    add,
+    add_layer_norm,
+    geglu,
+    group_norm,
+    plain_add,
+    plain_add_layer_norm,
+    plain_geglu,
+    plain_group_norm,
+)
 from minedit.stack.unet import GEGLU, BasicTransformerBlock, CrossAttention, ResBlock, SpatialTransformer, UNet
 from minedit.stack.vae import ResnetBlock
 
@@ -152,12 +161,20 @@ def _unchanged(x: Tensor) -> Tensor:
 
 
 def runs(device: torch.device) -> bool:
-    """Whether each kernel compiles and runs on `device`."""
-    with torch.device(device):
-        x, norms = torch.zeros(1, 64, 32, 64), (nn.GroupNorm(1, 64), nn.GroupNorm(16, 64))
-        tokens, norm = torch.zeros(1, 4, 64), nn.LayerNorm(64)
+    """Whether each kernel compiles and runs on `device`, and gives what its twin gives."""
+    draw = torch.Generator("cpu").manual_seed(0)
+    shapes = (1, 64, 32, 64), (1, 4, 64), (1, 64)
+    x, tokens, shift = (torch.randn(*shape, generator=draw).to(device) for shape in shapes)
+    norms, norm = [nn.GroupNorm(groups, 64).to(device) for groups in (1, 16)], nn.LayerNorm(64).to(device)
+    calls = [
+        *(((group_norm, plain_group_norm), (x, each, True, shift)) for each in norms),
+        ((add, plain_add), (x, x, shift[0])),
+        ((geglu, plain_geglu), (tokens,)),
+        ((add_layer_norm, plain_add_layer_norm), (tokens, tokens, norm)),
+    ]
     try:
-        outs = *(group_norm(x, each, True, x[:, :, 0, 0]) for each in norms), add(x, x, norm.bias), geglu(tokens)
-        return all(bool(out.isfinite().all()) for out in (*outs, *add_layer_norm(tokens, tokens, norm)))
+        with torch.no_grad():
+            pairs = [[torch.stack(tuple(each(*given))) for each in both] for both, given in calls]
+        return all(torch.allclose(ours, twin, atol=1e-4) for ours, twin in pairs)
     except Exception:  # no C compiler, a GPU that this Triton does not know ...
         return False

@@ -10,3 +10,10 @@ model.py   what a loaded model is
 taesd.py   a tiny autoencoder, for previews
 ```
 """
+
+import warnings
+
+from tqdm import TqdmWarning
+
+# transformers' bars, none of which is shown, ask for ipywidgets in every notebook
+warnings.filterwarnings("ignore", "IProgress not found", TqdmWarning)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from minedit.attention.sdpa import sdpa
 from minedit.config import PICTUREBOOK, Config, MineditError
-from minedit.edit import generate
 from minedit.files.checkpoint import Model, load, save, tokenizer, torch_device, weights_folder
 from minedit.image import grid, to_pil, to_tensor
 from minedit.image import save as save_png
@@ -41,6 +40,7 @@ from minedit.picturebook.world.scene import scene
 from minedit.stack.text import TextEncoder
 from minedit.stack.unet import UNet
 from minedit.stack.vae import VAE
+from minedit.verbs import generate
 
 VAE_SHARE, KEPT_SHARE, LAST_SHARE = 0.27, 0.15, 0.07  # of all seconds: until the autoencoder is done, after the UNet
 VAE_PEAK, UNET_PEAK = 1e-3, 1.2e-3  # learning rates

@@ -2,6 +2,7 @@
 
 Read in this order:
 ```
+stages.py       their names, and steps
 workers.py      several processes
 muon.py         an optimiser
 log.py          a training's figures, as a table

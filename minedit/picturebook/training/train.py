@@ -13,6 +13,7 @@ from minedit.attention.sdpa import sdpa
 from minedit.config import Config, MineditError
 from minedit.files.checkpoint import Model, load, save, tokenizer, write
 from minedit.picturebook.training.fit import Training, fingerprint
+from minedit.picturebook.training.stages import FEWEST, STEPS
 from minedit.picturebook.training.train_judge import load_judge, save_judge, train_judge
 from minedit.picturebook.training.train_text import clip_model, train_text
 from minedit.picturebook.training.train_unet import cached_latents, train_unet
@@ -23,9 +24,6 @@ from minedit.stack.text import TextEncoder
 from minedit.stack.unet import UNet
 from minedit.stack.vae import VAE
 
-STEPS = {"vae": 9000, "text": 450, "unet": 9000, "judge": 3000}
-STAGES = (*STEPS, "assemble")
-FEWEST = 256  # training scenes: a few batches
 UNSEEN = 2048  # held-out renderings for evaluation
 
 

@@ -16,7 +16,8 @@ from minedit.files import lora
 from minedit.image import difference
 from minedit.methods import Job, WordPlan
 from minedit.methods.choose import DEFAULT, method_settings
-from minedit.sampling.loop import SEED, Progress, Run, Step, Ticks, pictures
+from minedit.sampling.loop import Progress, Run, Step, Ticks, pictures
+from minedit.sampling.numbers import SEED
 from minedit.settings import Settings
 from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt, align, foreign
@@ -33,6 +34,10 @@ class Generated:
     latents: Tensor  # [B, 4, h, w] float32 on the CPU, what the VAE decodes
     notes: tuple[str, ...] = ()  # what a reader should know of how they were made, a sentence each
 
+    def __repr__(self) -> str:
+        sizes = " ".join(dict.fromkeys("{} x {}".format(*image.size) for image in self.images))
+        return f"<{len(self.images)} pictures of {sizes} pixels>"
+
 
 @dataclass(frozen=True)
 class EditResult:
@@ -45,6 +50,11 @@ class EditResult:
     settings: dict  # JSON values: model, its hash, dtype, attention; the arguments of `edit` that make this again
     seconds: float
     statistics: object  # what the method measured, such as `wordmaps.Statistics`; None where it needs none
+
+    def __repr__(self) -> str:
+        said = (f"{self.settings[name]!r:.60}" for name in ("source", "target"))
+        size = "{} x {}".format(*self.edited.size)
+        return f"<{' -> '.join(said)} by {self.settings['method']}, seed {self.settings['seed']}, {size} pixels>"
 
 
 def generate(
@@ -94,7 +104,7 @@ def generate(
             on_step(step)
     latents = latents.cpu() / sd.config.latent_scale
     images, notes = pictures(sd, latents)
-    return Generated(images, latents, (*_reading(sd, [sd.tokenizer.encode(prompt) for prompt in prompts]), *notes))
+    return Generated(images, latents, (*reading(sd, [sd.tokenizer.encode(prompt) for prompt in prompts]), *notes))
 
 
 def edit(
@@ -149,7 +159,7 @@ def edit(
         source_latent=latents[:1],
         edited_latent=latents[-1:].clone(),
         words=told.words,
-        notes=(*told.notes, *_change(images), *_reading(sd, pair), *decoding),
+        notes=(*told.notes, *_change(images), *reading(sd, pair), *decoding),
         settings=record(sd, source, target, method, seed, run, chosen),
         seconds=time.perf_counter() - began,
         statistics=told.statistics,
@@ -189,7 +199,7 @@ def _prompt(sd: Model, text: str) -> Prompt:
     return prompt
 
 
-def _reading(sd: Model, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+def reading(sd: Model, prompts: Sequence[Prompt]) -> tuple[str, ...]:
     """Notes on marks that the model reads as plain text, and on words that it was never trained on."""
     marks = dict.fromkeys(mark for prompt in prompts for mark in foreign(prompt.text))
     notes = []
