@@ -77,6 +77,7 @@ STORED = {
     **dict.fromkeys(("model", "vae"), Setting("", str, none="that of the model")),
     **dict.fromkeys(("weights", "minedit"), Setting("", str, none="not known")),
     "fast": Setting("", bool),
+    "threads": Setting("", int, 1, 1000),
 }
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from minedit.verbs import OnStep
 
 PREVIEW_EVERY = 5  # steps
-FOUND = {"words", "notes", "pair", "seconds", "versions", "files"}  # in a record, beside the settings
+FOUND = {"words", "notes", "pair", "seconds", "versions", "files", "threads"}  # in a record, beside what is asked for
 
 
 def arguments(args: argparse.Namespace, seed: int) -> dict:
@@ -145,12 +145,16 @@ def progress() -> Iterator[Callable[[int, int], None]]:
 
 def model_settings(args: argparse.Namespace, sd: Model) -> dict:
     """Which model made a picture, in the words of the command line."""
+    import torch
+
     from minedit.files import lora
 
     names = ("model", *("vae",) * bool(args.vae), "device", "dtype", "attention", "fast")
     model = {name: getattr(args, name) for name in names}
     if sd.weights:
         model["weights"] = sd.weights
+    if sd.device.type == "cpu":  # sums of another number of threads differ in their last bits
+        model["threads"] = torch.get_num_threads()
     return {**model, **lora.settings(sd), "model_name": sd.config.name, "minedit": __version__}
 
 
@@ -167,7 +171,7 @@ def standing(args: argparse.Namespace, settings: dict) -> Path | None:
     """The record of a run of these settings whose files stand, unless all is to be drawn again."""
     if args.again or ":" in settings["attention"]:  # a function of the user's own may have changed
         return None
-    wanted = json.loads(json.dumps(settings))
+    wanted = json.loads(json.dumps({name: value for name, value in settings.items() if name not in FOUND}))
     return next((path for found, path in finished(args.out, settings["verb"]) if found == wanted), None)
 
 
