@@ -27,6 +27,7 @@ if "--tiny" in sys.argv:
 import torch
 import torch.nn.functional as F
 import triton
+from gpu import replayed
 
 from minedit.attention import triton as kernels
 from minedit.lab.cases import Case, Shape, cases
@@ -85,20 +86,13 @@ def microseconds(work: Callable[[], object], tiny: bool) -> float:
         began = time.perf_counter()
         work()
         return (time.perf_counter() - began) * 1e6
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            work()
-    graph.replay()
+    replay = replayed(work, CALLS)
+    replay()
     took = []
     for _ in range(5):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        graph.replay()
+        replay()
         end.record()
         torch.cuda.synchronize()
         took.append(begin.elapsed_time(end) * 1e3 / CALLS)

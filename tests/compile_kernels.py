@@ -32,7 +32,7 @@ def compiled(target: int, n: int, d: int, dtype: torch.dtype, edited: bool, seen
     """What `kernels.attend` would launch for `n` pixels, 8 heads of width `d` and 77 tokens; `sizes` in its place."""
     function = kernel.columns if seen else kernel.attention
     names = function.arg_names
-    numbers = sizes or kernels.shape(n, d, 77, dtype)
+    numbers = sizes or kernels.shape(n, d, 77, dtype, hopper=target >= 90)
     options = {"num_warps": numbers.pop("num_warps"), "num_stages": numbers.pop("num_stages", 1)}
     fixed = {
         "HEADS": 8,

@@ -20,7 +20,6 @@ from torch import Tensor
 from minedit.attention.eager import eager
 from minedit.attention.rules import Edit, Rule
 from minedit.config import MineditError
-from minedit.lab.check import FLOOR
 
 pytest.importorskip("triton")
 from minedit.attention import triton as kernels  # noqa: E402
@@ -78,19 +77,15 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def assert_as_good_as_eager(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> None:
-    """Twice eager's error, or FLOOR: products in q's dtype round up to four times, eager once.
-
-    Or what rounding the largest score to float32 does to a softmax: eager may be lucky.
-    """
+    """Twice eager's error, or what rounding the largest score to float32 does to a softmax: eager may be lucky."""
     largest = (q.double() @ k.double().mT).abs().max().item() / q.shape[-1] ** 0.5
-    score = max(4, largest / 2) * torch.finfo(torch.float32).eps
-    floors = max(score, FLOOR * torch.finfo(q.dtype).eps), score  # of out, of the float32 columns
+    floor = max(4, largest / 2) * torch.finfo(torch.float32).eps
     ours, theirs, exact = (
         kernels.attend(q, k, v, rule, columns=True),
         eager(q, k, v, rule, columns=True),
         oracle(q, k, v, rule),
     )
-    for found, reference, expected, floor in zip(ours, theirs, exact, floors, strict=True):
+    for found, reference, expected in zip(ours, theirs, exact, strict=True):
         assert found.dtype == reference.dtype
         assert error(found, expected) <= max(2 * error(reference, expected), floor)
     assert torch.equal(kernels.attend(q, k, v, rule), ours[0])
@@ -196,5 +191,4 @@ def test_it_compiles_without_spilling():
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines()[1:]]
-    spilled = {row[0]: int(row[-1]) for row in rows}
-    assert spilled["sm_90"] == 0 and spilled["sm_80"] <= 32, spilled  # the tiles are chosen for Hopper
+    assert {row[0] for row in rows} == {"sm_80", "sm_90"} and {row[-1] for row in rows} == {"0"}

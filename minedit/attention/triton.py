@@ -77,7 +77,7 @@ def attend(
     b, heads, n, d = q.shape
     kind = torch.float32 if INTERPRETED and q.dtype == torch.bfloat16 else q.dtype
     out = torch.empty((b, n, heads, d), dtype=kind, device=device)  # heads inside: merging them is then a view
-    for launch, edit in zip(launches, edits or (None,), strict=False):  # the columns' launch is left over
+    for launch, edit in zip(launches, edits or (None,), strict=False):  # not strict: the columns' launch is left over
         launch(q, k, v, out, *(NOTHING if edit is None else _weights(edit, device)))
     out = out.transpose(1, 2) if kind is q.dtype else out.to(q.dtype).transpose(1, 2)  # [B, H, N, D]
     if not columns:
@@ -87,19 +87,24 @@ def attend(
     return out, seen
 
 
-def shape(n: int, d: int, t: int, dtype: torch.dtype) -> dict[str, int]:
-    """The launch's tiles: BN pixels, TILES of them, BT + BU tokens, BD + BE of the head's width; and its warps."""
-    narrow = dtype != torch.float32
+def shape(n: int, d: int, t: int, dtype: torch.dtype, hopper: bool = True) -> dict[str, int]:
+    """The launch's tiles: BN pixels, TILES of them, BT + BU tokens, BD + BE of the head's width; and its warps.
+
+    hopper: whether the GPU has Hopper's products. Others take operands from registers: larger tiles would spill.
+    """
+    narrow, wide = dtype != torch.float32, d > 128
+    older = narrow and not hopper
     BT, BU = _split(t)
     BD, BE = (64, 0) if d == 40 else _split(d)
     return {
-        "BN": 64 if narrow else 16,  # the least that Hopper's products take from shared memory; float32 has no others
+        # 64: the least that Hopper's products take from shared memory; float32 has no others
+        "BN": 16 if not narrow or (older and wide) else 32 if older else 64,
         "BT": BT,
         "BU": BU,
         "BD": BD,
         "BE": BE,
         "TILES": 1,  # a loop takes half as many registers again
-        "num_warps": 4,
+        "num_warps": 8 if older and not wide else 4,
         "num_stages": 1,
     }
 
@@ -119,7 +124,8 @@ def _prepared(
     # vectors of 8 numbers are what a thread loads at once; a head begins at a multiple of 40, not of 16
     unit = 8 if all(s % 8 == 0 for s in strides) else 1
     strides = [s // unit for s in strides]
-    sizes = shape(n, d, t, q.dtype)
+    hopper = q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) >= (9, 0)
+    sizes = shape(n, d, t, q.dtype, hopper)
     options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
     fixed = heads, d, t, unit, INTERPRETED and q.dtype == torch.bfloat16
     at = [_number(rows) for rows in routes]
