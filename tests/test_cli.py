@@ -253,10 +253,7 @@ MISTAKES = {
     "unknown statistics": (["edit", BOY, SITTING, "--statistics", "first"], "last or mean"),
     "no checkpoint": (["edit", BOY, SITTING, "--model", "missing.ckpt"], "missing.ckpt"),
     "truncated checkpoint": (["edit", BOY, SITTING, "--model", "half.safetensors"], "half.safetensors"),
-    "no LoRA": (
-        ["generate", BOY, "--lora", "none.safetensors:0.5"],
-        "none.safetensors does not exist; expected",
-    ),
+    "no LoRA": (["generate", BOY, "--lora", "none.safetensors:0.5"], "none.safetensors does not exist; expected"),
     "LoRA without a number": (["generate", BOY, "--lora", "text.ckpt:high"], "text.ckpt:high does not exist"),
     "not a LoRA": (["edit", BOY, SITTING, "--lora", "half.safetensors"], "half.safetensors"),
     "preview of another model": (["generate", BOY, "--preview", "text.ckpt"], "--preview is for Stable Diffusion v1"),

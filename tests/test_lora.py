@@ -293,14 +293,8 @@ REFUSED = {
     "Tucker": (half() | {f"{Q}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "Tucker"),
     "differences": ({f"{Q}.diff": torch.ones(8, 8)}, "whole differences"),
     "SDXL by its second text encoder": (half() | half("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "Diffusion XL"),
-    "SDXL by its depth": (
-        half(Q.replace("blocks_0_attn1", "blocks_1_attn1")),
-        "Diffusion XL: slim lacks",
-    ),
-    "SDXL by its width": (
-        half(V, wide=2048, tall=24),
-        r"Diffusion XL: .*\[24, 2\] x \[2, 2048\] for \[24, ",
-    ),
+    "SDXL by its depth": (half(Q.replace("blocks_0_attn1", "blocks_1_attn1")), "Diffusion XL: slim lacks"),
+    "SDXL by its width": (half(V, wide=2048, tall=24), r"Diffusion XL: .*\[24, 2\] x \[2, 2048\] for \[24, "),
     "SD 2 by its width": (half(V, wide=1024, tall=24), "looks like a LoRA of Stable Diffusion 2"),
     "Flux": (half("lora_unet_double_blocks_0_img_attn_proj"), "Flux"),
     "another width": (half(Q, wide=9), "LoRA of another model: the shapes differ of 1 tensor"),
@@ -319,10 +313,7 @@ REFUSED = {
     "an unknown layer": (half() | half("lora_unet_attic"), r"model: slim lacks 1 tensor \(lora_unet_attic\)"),
     "a model": ({"model.diffusion_model.out.2.bias": torch.ones(4)}, "is no LoRA: it has 1 tensor"),
     "nothing": ({}, r"is no LoRA: it has 0 tensors"),
-    "NaN": (
-        {name: x * torch.nan for name, x in half().items()},
-        r"infinity in 1 tensor \(unet\..*\) in float32",
-    ),
+    "NaN": ({name: x * torch.nan for name, x in half().items()}, r"infinity in 1 tensor \(unet\..*\) in float32"),
 }
 
 

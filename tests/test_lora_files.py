@@ -26,10 +26,7 @@ from minedit.files.taesd import load_taesd
 
 LINEAR = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_0_proj"  # [64, 8]
 CONV = "lora_unet_down_blocks_1_resnets_0_conv1"  # [16, 8, 3, 3]
-OURS = {
-    LINEAR: "input_blocks.1.1.transformer_blocks.0.ff.net.0.proj",
-    CONV: "input_blocks.4.0.in_layers.2",
-}
+OURS = {LINEAR: "input_blocks.1.1.transformer_blocks.0.ff.net.0.proj", CONV: "input_blocks.4.0.in_layers.2"}
 
 
 def message(path: Path, **settings: object) -> str:
@@ -94,8 +91,7 @@ def kronecker(a: Tensor, b: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("first", ["whole", "product"])
 @pytest.mark.parametrize(
-    ("layer", "second"),
-    [(LINEAR, "whole"), (LINEAR, "product"), (CONV, "whole"), (CONV, "product"), (CONV, "tucker")],
+    ("layer", "second"), [(LINEAR, "whole"), (LINEAR, "product"), (CONV, "whole"), (CONV, "product"), (CONV, "tucker")]
 )
 def test_lokr_is_a_kronecker_product(tmp_path, layer, first, second):
     """Blocks of 4 x 2. Alpha counts where a factor has a rank, 2."""

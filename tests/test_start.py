@@ -26,8 +26,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["--help", "--version", "edit --help", "generate --help", "train --help", "judge --help", "weights --help"],
+    "line", ["--help", "--version", "edit --help", "generate --help", "train --help", "judge --help", "weights --help"]
 )
 def test_help_does_not_wait_for_torch(line):
     done = python(RUN, *line.split())

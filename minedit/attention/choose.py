@@ -1,7 +1,5 @@
 """The attention function that a name stands for: "eager", "sdpa", "triton", "auto", or a user's own."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.util

@@ -3,8 +3,6 @@
 In: q [B,H,N,D], k and v [B,H,T,D], maybe a Rule. Out: [B,H,N,D], and on request the probabilities' columns [B,N,T].
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

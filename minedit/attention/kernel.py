@@ -8,8 +8,6 @@ Products have operands of v's dtype and are summed in float32, as in torch's fla
 it, at most 1 and before they are divided by their sum; those of an edited row after mixing.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

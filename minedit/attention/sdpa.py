@@ -1,7 +1,5 @@
 """`eager` on torch's fused kernels, without the probabilities in memory: the algebra of a Rule."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

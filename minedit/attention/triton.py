@@ -7,8 +7,6 @@ rows of the batch in it. Every edit beyond the first has a launch of its own, of
 Without a GPU it runs, slowly, in Triton's interpreter: set TRITON_INTERPRET=1 before minedit is imported.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass

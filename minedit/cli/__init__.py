@@ -20,8 +20,6 @@ weights.py
 ```
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

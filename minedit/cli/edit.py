@@ -1,7 +1,5 @@
 """`minedit edit`: a picture and its edit, for each pair of prompts and seed."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import asdict
 

@@ -1,7 +1,5 @@
 """`minedit generate`: a picture for each prompt and seed."""
 
-from __future__ import annotations
-
 import argparse
 import time
 

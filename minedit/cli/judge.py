@@ -1,7 +1,5 @@
 """`minedit judge`: what the embedded model can do, measured on held-out compositions."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

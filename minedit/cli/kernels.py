@@ -5,8 +5,6 @@ columns (lab/bench.py). Both print one table and append to a CSV. Exit status 1 
 nowhere. How to write such a function: docs/kernels.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import platform

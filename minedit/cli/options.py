@@ -3,8 +3,6 @@
 `--from PICTURE` takes the settings stored in a picture as the defaults of everything the command line leaves out.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable

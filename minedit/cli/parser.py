@@ -1,7 +1,5 @@
 """argparse as this command line wants it: mistakes in one line, help with defaults, prompts behind any option."""
 
-from __future__ import annotations
-
 import argparse
 from typing import NoReturn
 

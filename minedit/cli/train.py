@@ -3,8 +3,6 @@
 `torchrun --nproc-per-node N -m minedit train STAGE` trains with N processes, each on batches of its own.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`minedit words`: the words that the embedded model was trained on, by kind."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 

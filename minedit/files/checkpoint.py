@@ -4,8 +4,6 @@ Modules are built without memory, then take the file's tensors, every one of the
 further name or another shape is an error that says which, never a warning.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

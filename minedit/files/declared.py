@@ -4,8 +4,6 @@ Its shapes cannot tell: a model that predicts v, or that learned another noise s
 In: the texts and tensors in which that is said. Out: the Config they leave.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
@@ -78,7 +76,7 @@ def _expected(config: Config) -> dict[str, dict[str, object]]:
             "shift_factor": 0,
         },
         "text_encoder/config.json": {
-            **{"num_attention_heads": config.text.heads, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+            **{"num_attention_heads": config.text.heads, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
         },
     }
 

@@ -3,8 +3,6 @@
 The container is recognised from the first bytes, never from the file's own name. What the names mean: layouts.py.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ peft, new and old. With underscores for dots all name a layer alike, and layouts
 names. Every tensor is merged or the file is refused: nothing of a LoRA is left out.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import os

@@ -4,8 +4,6 @@ Settings are peft's: diffusers writes them into the header of a file (`lora_adap
 adapter_config.json beside the weights.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -5,8 +5,6 @@ for, and before torch 2.10 could be made to write out of bounds (CVE-2026-24747)
 opcodes that torch.save writes in protocols 2 to 5, and what trainers keep beside them. Only torchfile.py uses this.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pickletools import genops
 from typing import BinaryIO

@@ -8,8 +8,6 @@ Of a convolution, a product may be Tucker's, with a core: t [r, r, k, k], a [r, 
 Works on the meta device too, which tells the shape of a change before any of it is made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 import torch

@@ -3,8 +3,6 @@
 The originals are those of github.com/madebyollin/taesd.
 """
 
-from __future__ import annotations
-
 import os
 import re
 

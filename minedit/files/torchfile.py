@@ -4,8 +4,6 @@ Its pickle is not run (pickles.py); what it says of every tensor is checked agai
 formats.py uses this.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 from collections.abc import Callable

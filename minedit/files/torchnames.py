@@ -1,7 +1,5 @@
 """The names of number types and devices -> torch's, where this machine has them."""
 
-from __future__ import annotations
-
 import torch
 
 from minedit.config import MineditError, shown

@@ -1,7 +1,5 @@
 """A file or folder of a VAE alone -> its tensors by our names, for a model that has none or another."""
 
-from __future__ import annotations
-
 import os
 
 from minedit.config import MineditError

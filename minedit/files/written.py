@@ -1,7 +1,5 @@
 """Tensors -> a .safetensors file, which appears complete or not at all."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

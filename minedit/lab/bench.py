@@ -7,8 +7,6 @@ out once, columns where asked for; each edit adds its source's q and k, R and ga
 More than 1 means that the tensors stayed in a cache. The softmax itself is not counted: narrow heads stay below 1.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

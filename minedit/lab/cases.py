@@ -7,8 +7,6 @@ The rules are those of the methods: columns from `tokens.column_map`, weights fr
 `attention.Gate`. "general" is what a Rule may be beyond them: every row routed, every weight between 0 and 1.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace

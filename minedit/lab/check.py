@@ -9,8 +9,6 @@ times, by half an eps each (probabilities, values that took on a rule's weights,
 several). And what float32 does to a softmax: rounding the largest score changes its exponential by half of it in eps.
 """
 
-from __future__ import annotations
-
 import copy
 import traceback
 from contextlib import suppress

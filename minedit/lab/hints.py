@@ -4,8 +4,6 @@ In: what a function returned for a case of cases.py, the float64 answer, and the
 A mistake is recognised by computing what it would give, in float64, and finding that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 

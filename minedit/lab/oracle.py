@@ -3,8 +3,6 @@
 Shares nothing with `attention.eager` on purpose: what both get wrong alike would pass for right.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

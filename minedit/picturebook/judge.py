@@ -4,8 +4,6 @@ Three figures: how well the autoencoder reconstructs, which factors the judge ne
 how local the maps of the words are.
 """
 
-from __future__ import annotations
-
 from itertools import count as integers
 from itertools import islice
 

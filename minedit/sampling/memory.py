@@ -1,7 +1,5 @@
 """Whether a picture's memory is there: asked before a run, since the system ends a process that takes too much."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

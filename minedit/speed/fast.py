@@ -6,8 +6,6 @@ benchmarks/gpu.py measures that. Names, shapes and the state dict stay the check
 model's by rounding alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -6,8 +6,6 @@ atomics, so that a result repeats bit for bit. No gradients.
 torch's GroupNorm copies a channels-last map to another layout, and the convolution behind it copies it back.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 import triton

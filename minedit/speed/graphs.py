@@ -6,8 +6,6 @@ and the tensors of the rules, is copied to where the recorded kernels look for i
 shapes, rows, which layers have a rule, tells recordings apart: `Recorded` has one for each that it met.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Weights stay where they were, or become parts of one matrix that one product of 
 channels-last throughout: their pixels are then tokens [B,h·w,C], and a 1×1 convolution a linear layer, as views.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from functools import partial
 

@@ -4,8 +4,6 @@ The threads of one layer wait for the slowest, spinning. Beside another program 
 cores are slower than one (benchmarks/threads.csv).
 """
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

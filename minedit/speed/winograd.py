@@ -6,8 +6,6 @@ G·g·Gᵀ; their products are summed over the channels, and Aᵀ·(sum)·A is t
 A⊗A all that is matrix products. P tiles, C channels in, K out.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 

@@ -1,7 +1,5 @@
 """What a loaded model is: its modules, its tokenizer, and where and how they compute. files/checkpoint.py makes one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

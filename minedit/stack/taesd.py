@@ -5,8 +5,6 @@ It speaks latents as the UNet sees them, of unit variance: the VAE's times `Conf
 of diffusers' AutoencoderTiny.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

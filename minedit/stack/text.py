@@ -4,8 +4,6 @@ SD-v1 conditions on the last hidden state after the final layer norm. The mask i
 Its LayerNorms and its softmax accumulate in float32 whatever the dtype of the weights.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel

@@ -6,8 +6,6 @@ arXiv:2208.01626), for which two gaps always beat a mismatch, it knows *replaced
 (arXiv:2312.08019) interpolates. T is the length of a padded id row, 77 for CLIP.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ arXiv:2112.10752), `ldm/modules/diffusionmodules/openaimodel.py` and `ldm/module
 torch's GroupNorm and LayerNorm accumulate in float32 whatever the dtype of their input.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ mapping. Follows Latent Diffusion (Rombach et al., 2022, arXiv:2112.10752), `ldm
 torch's GroupNorm and scaled_dot_product_attention accumulate in float32 whatever the dtype of their input.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -5,8 +5,6 @@ them into memory that all processes share and raise a flag; `Scenes.take_in` cop
 where training indexes them without the host.
 """
 
-from __future__ import annotations
-
 import mmap
 import multiprocessing
 import re

@@ -5,8 +5,6 @@ batches, and clipping, AdamW and the average are a few operations on the whole. 
 the gradients. On a CPU the same code runs, unrecorded.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What is trained: the losses of train_vae.py and train_unet.py, batches picked and noised on the device."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """A file in pieces small enough for any place, and whole again: `NAME.00`, `NAME.01` ... and `NAME.sha256`."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

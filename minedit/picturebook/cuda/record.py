@@ -1,7 +1,5 @@
 """A whole step of training as one launch: a CUDA graph, and the random numbers that it draws anew at every replay."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

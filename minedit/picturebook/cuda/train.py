@@ -6,8 +6,6 @@ sheet of pictures; state, with which a run that was stopped goes on, is in `--ru
 UNet knows the latents of the new autoencoder: whatever pieces there are make a model that works.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import csv

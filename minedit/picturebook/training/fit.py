@@ -8,8 +8,6 @@ Several processes train one module together (workers.py), with the mean of all g
 saves.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

@@ -4,8 +4,6 @@ The idea is TokenCompose's (Wang et al., arXiv:2312.03626), with the renderer's 
 denoising loss alone leaves the maps of a short training diffuse, and every edit of this project lives on local ones.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The figures of a training, as a table: `log` adds a row, `forget` takes back those of steps that are taken again."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A matrix's momentum U·S·Vᵀ becomes about U·Vᵀ. Steps have the size of Ada
 serve side by side with one learning rate. Biases, norms, embeddings and the layers at either end are not for Muon.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """The stages of training, each from what the ones before it left in `runs`; then the checkpoint, assembled."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

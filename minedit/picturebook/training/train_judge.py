@@ -1,7 +1,5 @@
 """The judge: a small network, trained on renderings only, that reads the factors off a picture."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

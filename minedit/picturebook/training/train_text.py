@@ -4,8 +4,6 @@ The tower is causal, as Stable Diffusion's is: word states stay local, and so do
 them. Trained contrastively here, it goes on learning with the UNet. The whole CLIP tells how well text and picture fit.
 """
 
-from __future__ import annotations
-
 import random
 
 import torch

@@ -9,8 +9,6 @@ gradient. Where the noise leaves the subject visible its pixels count more: it i
 difficulty. What generated pictures showed wrong most often (`weight`) is drawn twice as often.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from itertools import accumulate

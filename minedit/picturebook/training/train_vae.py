@@ -5,8 +5,6 @@ most of its difficulty. The embedded autoencoder saw 5000 steps of whole picture
 smears), then 3300 steps like these (30.5 dB); whether crops from the start come as far is not measured.
 """
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -4,8 +4,6 @@ Kept are the 512 base symbols of byte-level BPE (Sennrich et al., arXiv:1508.079
 mark, and the merges that spell the listed words. Any other text still has a spelling, in bytes and short pieces.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterable

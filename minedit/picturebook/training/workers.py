@@ -1,7 +1,5 @@
 """Several processes, started by `torchrun`, that train one module together: each on data of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -3,8 +3,6 @@
 Lengths, angles and the names of directions are those of `looks.Figure`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from minedit.picturebook.world.draw import Canvas, Colour, Point, frame, mix, shade

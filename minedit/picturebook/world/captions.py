@@ -1,7 +1,5 @@
 """Captions of the picture-book world: varied wording, each naming a random subset of a scene's factors."""
 
-from __future__ import annotations
-
 import random
 import re
 from dataclasses import dataclass
@@ -24,11 +22,7 @@ WHERE = {
     "table": ("on the table", "on a table"),
     "plate": ("on a plate", "on the plate"),
 }
-WHEN = {
-    "day": ("during the day", "by day"),
-    "night": ("at night", "in the night"),
-    "sunset": ("at sunset",),
-}
+WHEN = {"day": ("during the day", "by day"), "night": ("at night", "in the night"), "sunset": ("at sunset",)}
 HOLDING = {
     "hat": ("with a hat", "wearing a hat", "in a hat"),
     "cup": ("with a cup", "holding a cup"),

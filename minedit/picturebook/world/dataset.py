@@ -1,7 +1,5 @@
 """The drawn training set: images on disk, drawn once; captions anew at every look."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -4,8 +4,6 @@ Coordinates are pixels of the final picture, x to the right, y downwards; everyt
 averaged down at the end. Colours are 8-bit RGB.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What a scene is made of: everything a caption can name. Some compositions are held out of training."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

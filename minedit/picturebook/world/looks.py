@@ -1,7 +1,5 @@
 """What a figure can be: the poses, colours and things of each subject, and the looks that no caption names."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from minedit.picturebook.world.draw import Colour, Point, frame, polar, stream

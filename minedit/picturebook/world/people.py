@@ -3,8 +3,6 @@
 Lengths, angles and the names of directions are those of `looks.Figure`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

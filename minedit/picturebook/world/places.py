@@ -3,8 +3,6 @@
 n is the side of the picture in pixels; positions are pixels or, multiplied by n, shares of the side.
 """
 
-from __future__ import annotations
-
 import random
 
 from minedit.picturebook.world.draw import WHITE, Canvas, Colour, Point, frame, jitter, mix, shade, stream

@@ -5,8 +5,6 @@ picture draws its chance from a stream of its own, so `scene(replace(factors, po
 truth of an edit of `scene(factors, seed)`: only the pose differs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from PIL import Image

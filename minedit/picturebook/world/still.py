@@ -3,8 +3,6 @@
 r is the radius of a thing in pixels; `base`, the height where it touches what it stands on, and `middle` are pixels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from minedit.picturebook.world.draw import WHITE, Canvas, Colour, Point, frame, jitter, mix, shade, stream
