@@ -52,8 +52,10 @@ class Asked:
     def check(self, sd: Model) -> None:
         """What only the model knows. Raises MineditError."""
         from minedit.sampling.loop import Run
+        from minedit.verbs.asked import check_reads
 
         try:
+            check_reads(sd, self.method, self.settings)
             target = [output.check_prompt(sd, text) for text in (self.source, self.target) if text][-1]
             if not self.image:
                 Run(**asdict(self.run)).fits(sd, 2)

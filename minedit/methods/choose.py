@@ -6,13 +6,19 @@ from dataclasses import fields, replace
 from minedit.config import MineditError, shown
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.fixedseed import FixedSeedConfig
+from minedit.methods.flow import FlowConfig
+from minedit.methods.instructpix2pix import InstructPix2PixConfig
 from minedit.methods.p2p import P2PConfig
+from minedit.methods.sdedit import SDEditConfig
 from minedit.settings import Settings
 
 METHODS: dict[str, type[Settings]] = {  # name → its settings, which `prepare` an edit; the first is the default
     "adapedit": AdapEditConfig,
     "p2p": P2PConfig,
     "fixed-seed": FixedSeedConfig,
+    "sdedit": SDEditConfig,
+    "flow": FlowConfig,
+    "instruct-pix2pix": InstructPix2PixConfig,
 }
 DEFAULT = next(iter(METHODS))
 

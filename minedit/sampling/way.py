@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Job:
     tick: Ticks  # to be called after each step of a pass of one's own, whose steps are added to `tick.total` before
     photo: Photo | None = None
     found: Way | None = None  # what the inversion of the photo found, for a method to look at; the run goes on from it
+    methods: Mapping[str, type] = field(default_factory=dict)  # all by name, for one that takes the rules of another
 
     def picture(self) -> Tensor:
         """The source's latents [1, 4, h, w]: the photo's, or those of a run of its own."""

@@ -12,6 +12,7 @@ from minedit.config import MineditError, shown
 from minedit.sampling.coded import encode
 from minedit.sampling.loop import Run, Step
 from minedit.sampling.way import Photo
+from minedit.settings import Settings
 from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt
 
@@ -21,6 +22,16 @@ OnStep = Callable[[Step], None]
 def check_model(sd: object) -> None:
     if not isinstance(sd, Model):
         raise MineditError(f"the model is {shown(repr(sd), 60)}, expected what minedit.load returns")
+
+
+def check_reads(sd: Model, method: str, settings: Settings) -> None:
+    """Raises MineditError for a model whose UNet has not the input channels that the method needs."""
+    reads, plain = sd.config.unet.in_channels, sd.config.vae.z_channels
+    needs = 2 * plain if getattr(settings, "reads_photo", False) else plain
+    if reads != needs:
+        found = f"{sd.config.name} reads {reads} channels{', a photo among them' * (reads > plain)}"
+        kind = "Stable Diffusion v1" if needs == plain else "InstructPix2Pix's, which reads a photo beside the latents"
+        raise MineditError(f"{found}; {method} needs a model that reads {needs}, as {kind}: --model FILE")
 
 
 def read_prompt(sd: Model, text: str, empty: bool = False) -> Prompt:

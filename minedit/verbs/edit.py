@@ -16,7 +16,8 @@ from minedit.sampling.way import Job
 from minedit.settings import Settings
 from minedit.stack.model import Model
 from minedit.stack.tokens import align
-from minedit.verbs.asked import OnStep, check_model, read_photo, read_prompt
+from minedit.verbs.asked import OnStep, check_model, check_reads, read_photo, read_prompt
+from minedit.verbs.counted import counted
 from minedit.verbs.results import EditResult, change, reading, record, redrawn
 
 
@@ -64,21 +65,23 @@ def edit(
     check_model(sd)
     inverse, overrides = inversion_settings(image is not None, METHODS.get(str(method)), inversion, overrides)
     chosen = method_settings(method, settings, overrides)
+    check_reads(sd, method, chosen)
     run = Run(steps, guidance, eta, height, width, negative_prompt)
     photo, run = read_photo(sd, image, run) if image is not None else (None, run)
     seed, pair = SEED.check("seed", seed), (read_prompt(sd, source, empty=photo is not None), read_prompt(sd, target))
-    job = Job(sd, *pair, align(*pair), seed, run, Ticks(progress, run.steps), photo)
-    if inverse:
-        job = replace(job, found=inverse.prepare(job))
-    way = chosen.prepare(job)
-    way = way.on(job.found) if job.found else way
-    job.tick.total -= way.first
-    prompts = way.prompts or (source, target)
-    hooks = way.rules, way.watch, way.start, way.first, way.after, way.predict
-    for step in run(sd, prompts, [seed] * len(prompts), job.tick, *hooks):
-        latents = step.latents
-        if on_step:
-            on_step(step)
+    job = Job(sd, *pair, align(*pair), seed, run, Ticks(progress, run.steps), photo, methods=METHODS)
+    with counted(sd.unet) as rows:
+        if inverse:
+            job = replace(job, found=inverse.prepare(job))
+        way = chosen.prepare(job)
+        way = way.on(job.found) if job.found else way
+        job.tick.total -= way.first
+        prompts = way.prompts or (source, target)
+        hooks = way.rules, way.watch, way.start, way.first, way.after, way.predict
+        for step in run(sd, prompts, [seed] * len(prompts), job.tick, *hooks):
+            latents = step.latents
+            if on_step:
+                on_step(step)
     if way.source is not None:
         latents = torch.cat([way.source.to(latents), latents])
     latents, told = latents.cpu() / sd.config.latent_scale, way.told()
@@ -92,5 +95,6 @@ def edit(
         notes=(*told.notes, *redrawn(photo, images[0]), *change(images), *reading(sd, pair), *decoding),
         settings=record(sd, source, target, method, seed, run, chosen, photo and photo.digest, inverse),
         seconds=time.perf_counter() - began,
+        rows=sum(rows),
         statistics=told.statistics,
     )
