@@ -30,8 +30,8 @@ def test_edits_of_one_batch_are_those_drawn_alone(photo):
         own = dict(each) if isinstance(each, dict) else {"target": each}
         target, method = own.pop("target"), own.pop("method", "adapedit")
         alone = minedit.edit(sd, SOURCE, target, method, image=image, **run, **own)
-        torch.testing.assert_close(res.edited_latent, alone.edited_latent, atol=1e-4, rtol=0)
-        torch.testing.assert_close(res.source_latent, alone.source_latent, atol=1e-5, rtol=0)
+        assert (res.edited_latent - alone.edited_latent).abs().max() < 1e-4 * alone.edited_latent.std()
+        assert (res.source_latent - alone.source_latent).abs().max() < 1e-4 * alone.source_latent.std()
         assert res.settings == alone.settings and res.notes == alone.notes
         assert [word.tau for word in res.words] == pytest.approx([word.tau for word in alone.words], abs=1e-4)
 
