@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PREVIEW_EVERY = 5  # steps
 # in a record, beside what is asked for
-FOUND = {"words", "notes", "pair", "rows", "seconds", "versions", "files", "threads"}
+FOUND = {"words", "notes", "pair", "unet_rows", "seconds", "versions", "files", "threads"}
 
 
 def arguments(args: argparse.Namespace, seed: int) -> dict:
@@ -216,5 +216,5 @@ def write(
         path = folder / f"{number:04d}-{name}{settings['verb']}.json"
         image.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     *others, last = files.values()  # the last picture is what one opens
-    cost = f", {found['rows']:,} rows of the UNet" if "rows" in found else ""
+    cost = f", {found['unet_rows']:,} rows of the UNet" if "unet_rows" in found else ""
     print(f"  {seconds:.1f} s{cost}; wrote {', '.join(map(str, [*others, path, last]))}")

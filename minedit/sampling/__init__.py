@@ -10,5 +10,6 @@ memory.py    whether a picture's memory is there
 loop.py      the sampling loop
 rows.py      the same from fewer rows of the UNet
 way.py       what an edit may do in it
+together.py  several edits of one source in one batch
 ```
 """

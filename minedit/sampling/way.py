@@ -71,15 +71,17 @@ class Job:
     photo: Photo | None = None
     found: Way | None = None  # what the inversion of the photo found, for a method to look at; the run goes on from it
     methods: Mapping[str, type] = field(default_factory=dict)  # all by name, for one that takes the rules of another
+    drawn: dict[str, Tensor] = field(default_factory=dict)  # what jobs of one source, seed and run draw but once
 
     def picture(self) -> Tensor:
         """The source's latents [1, 4, h, w]: the photo's, or those of a run of its own."""
         if self.photo:
             return self.photo.latents
-        self.tick.total += self.run.steps
-        for step in self.run(self.sd, [self.source.text], [self.seed], self.tick):
-            latents = step.latents
-        return latents
+        if "picture" not in self.drawn:
+            self.tick.total += self.run.steps
+            for step in self.run(self.sd, [self.source.text], [self.seed], self.tick):
+                self.drawn["picture"] = step.latents
+        return self.drawn["picture"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""The pairs of the closed world: one factor is asked for, captions differ there, the file is what the code draws."""
+
+import difflib
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from minedit.picturebook.world.captions import WORDS
+from minedit.picturebook.world.edits import KINDS, SPLITS, pairs, read, written
+from minedit.picturebook.world.factors import held_out
+
+FILE = Path(__file__).parent.parent / "benchmarks" / "picturebook-edits.jsonl"
+BOTH = {split: pairs(split) for split in SPLITS}
+ARTICLES = {"a", "an"}
+
+
+def test_the_file_is_what_the_code_draws():
+    """python benchmarks/picturebook_edits.py"""
+    lines = FILE.read_text(encoding="utf-8").splitlines()
+    assert lines == [written(pair) for split in ("tune", "test") for pair in BOTH[split]]
+    assert read(lines) == [*BOTH["tune"], *BOTH["test"]]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_kinds_are_balanced_and_compositions_unseen(split):
+    found = BOTH[split]
+    assert Counter(pair.kind for pair in found) == dict.fromkeys(KINDS, SPLITS[split])
+    assert len({(pair.source, pair.target) for pair in found}) == len({pair.id for pair in found}) == len(found)
+    assert all(held_out(pair.before) or held_out(pair.after) for pair in found)
+
+
+def test_captions_differ_where_the_factor_is_said():
+    """Oracle: difflib. One run of words differs, articles aside; a plural, or a boy's shirt as a girl's dress, a second."""
+    for pair in BOTH["test"]:
+        old, new = pair.source.split(), pair.target.split()
+        assert set(old + new) <= set(WORDS), pair
+        blocks = [
+            (old[a:b], new[c:d])
+            for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+            if tag != "equal" and not {*old[a:b], *new[c:d]} <= ARTICLES
+        ]
+        second = pair.kind == "count" or (pair.kind == "object" and {*blocks[-1][0]} <= {"shirt", "dress"})
+        assert len(blocks) <= 1 + second, (pair, blocks)
+        said = " ".join(blocks[0][1])
+        value = getattr(pair.after, pair.factor)
+        if pair.kind not in ("remove", "count"):
+            assert re.search(str(value), said), (pair, said)
+        assert pair.changed <= {pair.factor, "colour"} and getattr(pair.before, pair.factor) != value
