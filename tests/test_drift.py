@@ -248,7 +248,11 @@ def test_instructpix2pix_is_its_equation(eight):
     "channels, asked, said",
     [
         (4, {}, "small reads 4 channels; instruct-pix2pix needs a model that reads 8, as InstructPix2Pix's"),
-        (8, {"image": None}, "small edits photographs and draws none of a prompt; give one: --image FILE, image="),
+        (
+            8,
+            {"image": None},
+            "instruct-pix2pix edits photographs, and draws none of a prompt; give one: --image FILE, image=",
+        ),
         (8, {"instruction": " "}, "the instruction has no words"),
         (8, {"method": "flow"}, "small reads 8 channels, a photo among them; flow needs a model that reads 4"),
         (8, {"method": "p2p"}, "p2p needs a model that reads 4, as Stable Diffusion v1"),

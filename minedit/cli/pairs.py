@@ -55,7 +55,7 @@ class Asked:
         from minedit.verbs.asked import check_reads
 
         try:
-            check_reads(sd, self.method, self.settings)
+            check_reads(sd, self.method, self.settings, self.image is not None)
             target = [output.check_prompt(sd, text) for text in (self.source, self.target) if text][-1]
             if not self.image:
                 Run(**asdict(self.run)).fits(sd, 2)

@@ -34,4 +34,7 @@ def method_settings(method: str, given: Settings | None, overrides: Mapping[str,
         raise MineditError(f"{method} has no setting {', '.join(unknown)}; it has {', '.join(names) or 'none'}")
     if given is not None and not isinstance(given, kind):
         raise MineditError(f"{method} got {type(given).__name__}, expected {kind.__name__}")
-    return replace(given or kind(), **overrides)
+    found = replace(given or kind(), **overrides)
+    if (other := getattr(found, "rules", None)) is not None and other not in list(METHODS):  # flow.py, which knows none
+        raise MineditError(f"rules is {shown(repr(other), 60)}, expected one of {', '.join(METHODS)}")
+    return found

@@ -32,7 +32,7 @@ class InstructPix2PixConfig(Settings):
     image_guidance: float = setting(1.5, "scale of the guidance towards the photograph; more keeps more of it", low=0)
     instruction: str | None = setting(None, "what is to be done, for pairs of captions", str, none="the target prompt")
 
-    inverts, reads_photo = False, True
+    inverts, reads_photo = False, True  # a photo is there, and eight channels
 
     def prepare(self, job: Job) -> Way:
         import torch  # settings are read without it
@@ -40,10 +40,6 @@ class InstructPix2PixConfig(Settings):
         from minedit.methods.plan import unscheduled
         from minedit.sampling.guidance import three_way
 
-        if job.photo is None:
-            raise MineditError(
-                f"{job.sd.config.name} edits photographs and draws none of a prompt; give one: --image FILE, image="
-            )
         text = job.target.text if self.instruction is None else self.instruction
         if not job.sd.tokenizer.encode(text).words:
             raise MineditError("the instruction has no words; say what is to be done")

@@ -24,14 +24,16 @@ def check_model(sd: object) -> None:
         raise MineditError(f"the model is {shown(repr(sd), 60)}, expected what minedit.load returns")
 
 
-def check_reads(sd: Model, method: str, settings: Settings) -> None:
-    """Raises MineditError for a model whose UNet has not the input channels that the method needs."""
-    reads, plain = sd.config.unet.in_channels, sd.config.vae.z_channels
-    needs = 2 * plain if getattr(settings, "reads_photo", False) else plain
+def check_reads(sd: Model, method: str, settings: Settings, image: bool) -> None:
+    """Raises MineditError for a model whose UNet has not the method's input channels, and where these lack a photo."""
+    reads, plain, shows = sd.config.unet.in_channels, sd.config.vae.z_channels, getattr(settings, "reads_photo", False)
+    needs = 2 * plain if shows else plain
     if reads != needs:
         found = f"{sd.config.name} reads {reads} channels{', a photo among them' * (reads > plain)}"
         kind = "Stable Diffusion v1" if needs == plain else "InstructPix2Pix's, which reads a photo beside the latents"
         raise MineditError(f"{found}; {method} needs a model that reads {needs}, as {kind}: --model FILE")
+    if shows and not image:
+        raise MineditError(f"{method} edits photographs, and draws none of a prompt; give one: --image FILE, image=")
 
 
 def read_prompt(sd: Model, text: str, empty: bool = False) -> Prompt:

@@ -93,7 +93,7 @@ def edits(
         raise MineditError(f"targets is {shown(repr(targets), 60)}, expected a list of prompts")
     wanted = [_wanted(each, method, settings, overrides, image is not None, inversion) for each in targets]
     for each in wanted:
-        check_reads(sd, each.method, each.chosen)
+        check_reads(sd, each.method, each.chosen, image is not None)
     run, seed = Run(steps, guidance, eta, height, width, negative_prompt), SEED.check("seed", seed)
     photo, run = read_photo(sd, image, run) if image is not None else (None, run)
     prompt, tick = read_prompt(sd, source, empty=photo is not None), Ticks(progress, run.steps)
