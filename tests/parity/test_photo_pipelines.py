@@ -75,11 +75,11 @@ def test_instructpix2pix(tmp_path, monkeypatch):
 
 @full
 @torch.no_grad()
-def test_sdedit_at_full_size(tmp_path, monkeypatch):
-    sdedit(SD14, 64, 4, 0.8, tmp_path, monkeypatch)
+def test_sdedit_at_full_width(tmp_path, monkeypatch):
+    sdedit(SD14, 16, 5, 0.8, tmp_path, monkeypatch)
 
 
 @full
 @torch.no_grad()
-def test_instructpix2pix_at_full_size(tmp_path, monkeypatch):
-    instructed(IP2P, 64, 3, tmp_path, monkeypatch)
+def test_instructpix2pix_at_full_width(tmp_path, monkeypatch):
+    instructed(IP2P, 16, 5, tmp_path, monkeypatch)
