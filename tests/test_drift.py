@@ -138,6 +138,17 @@ def test_flow_is_flowedits_formula(sd, gaussian, kind, draws, noise, source_guid
     assert torch.equal(res.source_latent, photo(sd)) and relative(picture, expected) > 1e-2
 
 
+def test_many_steps_of_a_flow_lead_where_its_equation_does(gaussian, sd):
+    """dd/dσ = σ (d - Δm)/(s² + σ²), whose solution from d = 0 at σ₀ is Δm (1 - √((s² + σ²)/(s² + σ₀²)))."""
+    picture = photo(sd) * sd.config.latent_scale
+    source, target = means(embed(gaussian, [BOY, SITTING]), picture)
+    first, last = (SPREAD**2 + (1 - a) / a for a in (A[997], A[0]))
+    how = {"steps": 250, "guidance": 1, "seed": 5, "skipped": 0}
+    res = minedit.edit(gaussian, BOY, SITTING, "flow", image=photo(sd), **how)
+    moved = res.edited_latent * sd.config.latent_scale - picture
+    assert relative(moved[0], (target - source) * (1 - (last / first) ** 0.5)) < 2e-3
+
+
 @pytest.mark.parametrize("noise", ["fresh", "kept"])
 def test_the_re_estimated_form_is_its_formula(gaussian, sd, noise):
     """x0 + x̂0(x_t) - x̂0(x_s) of every step, in closed form: x̂0 is the posterior's mean, guidance 1."""
