@@ -56,13 +56,14 @@ def load(args: argparse.Namespace) -> Model:
     before = threads.look()
     from minedit.attention.choose import resolve  # torch's, as what the functions below import
     from minedit.files import checkpoint
+    from minedit.speed.fast import said
 
     began = time.perf_counter()
     sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast, args.vae)
     chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
     where = "embedded" if args.model is None else args.model
     print(f"model {shown(sd.config.name)} ({shown(where, 300)}), loaded in {time.perf_counter() - began:.1f} s")
-    speed = ", made for speed" * sd.fast + " with torch's own layers, as Triton does not run here" * sd.unet.unfused
+    speed = f", {said(sd)}" if args.fast else ""
     speed += threads.choose(args.threads, before)
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{speed}")
     for file, scale in sd.lora:
