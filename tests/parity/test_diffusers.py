@@ -23,13 +23,15 @@ from minedit.config import IP2P, PICTUREBOOK, SD14, Config  # noqa: E402
 from minedit.files import formats  # noqa: E402
 from minedit.files.layouts import recognise  # noqa: E402
 from minedit.sampling.loop import sample  # noqa: E402
-from minedit.speed.fast import spare_products  # noqa: E402
+from minedit.speed import packed  # noqa: E402
+from minedit.speed.fast import pack, spare_products  # noqa: E402
 from minedit.stack.text import TextEncoder  # noqa: E402
 from minedit.stack.unet import UNet  # noqa: E402
 from minedit.stack.vae import VAE  # noqa: E402
 
 LIMIT = 1e-5
 FAST_LIMIT = 2e-5  # with `--fast` on a CPU
+BFLOAT16_LIMIT = 1.5  # times diffusers' own error in bfloat16
 NARROW = replace(  # the blocks of SD-v1.4, a tenth as wide
     SD14,
     name="narrow sd-v1.4",
@@ -87,6 +89,29 @@ def test_unet_of_any_shape(config: Config, sides: tuple[int, int]):
     ours, fast, theirs = unets(config, 2, sides)
     check(f"UNet {config.name}, {sides}", ours, theirs)
     check(f"UNet {config.name}, {sides}, fast", fast, theirs, FAST_LIMIT)
+
+
+@each_config
+@torch.no_grad()
+def test_unet_in_bfloat16(config: Config):
+    """Both against diffusers' in float32 with the same rounded weights: ours rounds no more often than theirs."""
+    module, state = built(UNet, config.unet)
+    state = {name: x.bfloat16() for name, x in state.items()}
+    x = normal("x", 1, config.unet.in_channels, config.latent_size, config.latent_size).bfloat16()
+    context = normal("context", 1, config.text.context_length, config.unet.context_dim).bfloat16()
+    t = torch.tensor([500])
+    exact = oracles.unet(config.unet, {name: x.float() for name, x in state.items()})(x.float(), t, context.float())
+    exact, theirs = exact.sample, oracles.unet(config.unet, state)(x, t, context).sample
+    module.load_state_dict(state, strict=True, assign=True)
+    errors = {"diffusers'": theirs, "ours": module(x, t, context)}
+    if packed.runs(torch.bfloat16):
+        pack(module)
+        errors["ours, fast"] = module(x, t, context)
+    assert all(out.dtype == torch.bfloat16 for out in errors.values())
+    errors = {name: ((out.float() - exact).norm() / exact.norm()).item() for name, out in errors.items()}
+    print(f"\nUNet {config.name}, bfloat16:", ", ".join(f"{name} {error:.2e}" for name, error in errors.items()))
+    limit = BFLOAT16_LIMIT * errors.pop("diffusers'")
+    assert 0 < min(errors.values()) and max(errors.values()) <= limit < 0.1
 
 
 @pytest.mark.parametrize("config", [TINY, SD14], ids=lambda config: config.name)
