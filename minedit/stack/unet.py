@@ -124,8 +124,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor, attn: Attn) -> Tensor:
-        # The layout changes once on the way in and once back: each norm and each addition between would change it anew.
-        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()  # [B, N, C]
+        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()  # [B, N, C], laid out once for all norms
         for block in self.transformer_blocks:
             h = block(h, context, attn)
         h = h.transpose(1, 2).unflatten(2, x.shape[2:])  # [B, C, h, w]
