@@ -16,7 +16,7 @@ import minedit
 from minedit import cli, image
 from minedit.files import checkpoint
 from minedit.picturebook.training.fit import Training
-from minedit.sampling.loop import pictures
+from minedit.sampling.coded import pictures
 from minedit.speed import cpu, packed
 from minedit.speed.cpu import CPU, instructions, judged
 from minedit.speed.fast import fast, pack, said
