@@ -86,7 +86,8 @@ def load(
 
     On a CPU weights stay in a large file of the same dtype, whose pages come into memory at their first use; otherwise
     the peak is the model in `dtype` and little more. Replacing or deleting that file is safe. Do not write into it nor
-    cut it short: that ends the process. `Model.notes`: what its user should know.
+    cut it short: a run that begins then is an error, one that goes on ends the process. `Model.notes`: what its user
+    should know.
     """
     kind, place = torch_dtype(dtype), torch_device(device)
     attend = backend(attention, place)
@@ -97,8 +98,9 @@ def load(
             module.load_state_dict(state, strict=True, assign=True)
             module.to(place).eval().requires_grad_(False)
         weights = fingerprint(found.tensors, files)
-    parts, kept = found.modules.values(), {"notes": found.notes, "weights": weights}
-    model = Model(*parts, tokenizer(found.config), found.config, attend, name_of(attention), place, kind, **kept)
+        kept = files.kept() if place.type == "cpu" else ()
+    parts, told = found.modules.values(), {"notes": found.notes, "weights": weights, "kept": kept}
+    model = Model(*parts, tokenizer(found.config), found.config, attend, name_of(attention), place, kind, **told)
     for file, scale in pairs(lora):
         model = merge(model, file, scale)
     return lay_out(model) if fast else model
@@ -109,6 +111,7 @@ def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> Non
 
     The file appears under its name complete or not at all. Raises MineditError where it cannot be written.
     """
+    model.check_files()
     kind = model.dtype if dtype is None else torch_dtype(dtype)
     prefixes = LAYOUTS[0].prefixes
     parts = {"unet": model.unet, "vae": model.vae, "text": model.text}

@@ -67,6 +67,7 @@ def pictures(model: Model, latents: Tensor) -> tuple[list[Image], tuple[str, ...
     A decoder that overflows in half precision decodes once more in float32, which is noted. Raises MineditError where
     that does not help.
     """
+    model.check_files()
     images, notes = model.vae.decode(latents.to(model.device, model.dtype)), ()
     if model.dtype != torch.float32 and not images.isfinite().all():
         images = copy.deepcopy(model.vae).float().decode(latents.to(model.device))
@@ -197,12 +198,16 @@ class Run(Numbers):
     """A sampling run."""
 
     def fits(self, sd: Model, rows: int) -> None:
-        """Raises MineditError where height or width is no whole number of latents, or `rows` pictures are too large."""
+        """Raises MineditError where height or width is no whole number of latents, or `rows` pictures are too large.
+
+        And where a file that the weights stay in was written to since the model was loaded.
+        """
         multiple = sd.config.vae.factor
         for name, side in (("height", self.height), ("width", self.width)):
             whole = isinstance(side, Integral) and not isinstance(side, bool)
             if side is not None and (not whole or side < 1 or side % multiple):
                 raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
+        sd.check_files()
         check_memory(sd, rows, *(side or sd.config.image_size for side in (self.height, self.width)))
 
     @torch.inference_mode()
