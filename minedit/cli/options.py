@@ -11,7 +11,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 
 from minedit import __version__
-from minedit.cli.parser import Formatter, Parser
+from minedit.cli.parser import Formatter, Parser, Several
 from minedit.config import MineditError, shown
 from minedit.methods.choose import DEFAULT, METHODS
 from minedit.sampling.numbers import SEED, Numbers
@@ -185,7 +185,8 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
         how = {"action": argparse.BooleanOptionalAction}
     else:
         metavar = {int: "N", float: "X", str: "|".join(each.choices), dict: "WORD=FACTOR"}[each.kind]
-        how = {"type": reader(*named), "metavar": metavar, "nargs": "+" if each.kind is dict else None}
+        how = {"type": reader(*named), "metavar": metavar}
+        how |= {"nargs": "+", "action": Several} if each.kind is dict else {}
     group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
 
 
@@ -196,7 +197,7 @@ def add_threads(parser: argparse._ActionsContainer) -> None:
 
 def _run_options(parser: Parser) -> None:
     group = parser.add_argument_group("the run")
-    group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", default=[0], help=SEED.help)
+    group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", action=Several, default=[0], help=SEED.help)
     for field in fields(Numbers):
         _option(group, field, field.default, field.metadata["setting"])
     text = "a picture whose stored settings are the defaults"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from minedit.cli import options, output
 from minedit.config import MineditError, foreign_json, shown
 from minedit.methods.choose import METHODS, method_settings
-from minedit.methods.p2p import word_indices
+from minedit.methods.p2p import word_weights
 from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import Settings, settings
 
@@ -52,8 +52,7 @@ class Asked:
         try:
             target = [output.check_prompt(sd, text) for text in (self.source, self.target)][1]
             Run(**asdict(self.run)).fits(sd, 2)
-            for word, _ in getattr(self.settings, "reweight", ()):
-                word_indices(sd.tokenizer, target, word)
+            word_weights(sd.tokenizer, target, getattr(self.settings, "reweight", ()))
         except MineditError as error:
             raise MineditError(f"{self.where}{error}") from error
 
