@@ -69,11 +69,12 @@ def path(text: str) -> Path:
 
 
 TEXT = Setting("", str)
+HASH = Setting("", str, none="not known")
 # all that a picture can set beside the numbers of its run and its method's settings; and `prompts` and `lora`
 STORED = {
     **dict.fromkeys(("verb", "source", "target", "method", "device", "dtype", "attention"), TEXT),
     **dict.fromkeys(("model", "vae"), Setting("", str, none="that of the model")),
-    **dict.fromkeys(("weights", "minedit"), Setting("", str, none="not known")),
+    **dict.fromkeys(("weights", "minedit"), HASH),
     "fast": Setting("", bool),
     "threads": Setting("", int, 1, 1000),
 }
@@ -91,7 +92,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     args = _parser({}).parse_args(argv)
     if args.origin is None:
-        args.lora, args.made = args.lora or [], (None, None)
+        args.lora, args.made = args.lora or [], (None, None, {})
         return args
     stored, merged = _stored(args)
     made = stored.pop("weights", None), stored.pop("minedit", None)
@@ -102,13 +103,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         args = _parser({name: value for name, value in stored.items() if name not in setting_names()}).parse_args(argv)
     if args.attention is None:
         raise MineditError(f"{args.origin} was made with its user's own attention function; name one: --attention")
-    args.made = made  # by which weights and version
-    args.lora = merged if args.lora is None else args.lora  # argparse would add those given to a default
+    args.made = *made, {file: hashed for file, _, hashed in merged if hashed}  # by which weights, version, LoRAs
+    args.lora = (
+        [(file, scale) for file, scale, _ in merged] if args.lora is None else args.lora
+    )  # argparse would add those given to a default
     return args
 
 
-def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float]]]:
-    """What the picture of --from sets, every value of its kind; its LoRAs apart. Raises MineditError."""
+def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float, str | None]]]:
+    """What the picture of --from sets, every value of its kind; its LoRAs apart, with hashes. Raises MineditError."""
     from minedit import image  # a picture's reader, only where there is one
 
     stored = image.settings(args.origin)
@@ -128,7 +131,10 @@ def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float]]]:
     stored |= {"seed": [stored["seed"]], **({"prompts": prompts} if verb == "generate" else {})}
     try:
         scale = Setting("", float)
-        merged = [(TEXT.check("", file), float(scale.check("", number))) for file, number in loras]
+        merged = [
+            (TEXT.check("", file), float(scale.check("", number)), HASH.check("", more[0] if more else None))
+            for file, number, *more in loras
+        ]
     except (TypeError, ValueError, MineditError):
         raise MineditError(f"the LoRAs in {args.origin} are damaged; name them: --lora") from None
     return stored, merged

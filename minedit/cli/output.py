@@ -65,7 +65,7 @@ def load(args: argparse.Namespace) -> Model:
     speed = ", made for speed" * sd.fast + " with torch's own layers, as Triton does not run here" * sd.unet.unfused
     speed += threads.choose(args.threads, before)
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{speed}")
-    for file, scale in sd.lora:
+    for file, scale, _ in sd.lora:
         print(f"  with the LoRA {shown(file, 300)}, scale {scale:g}")
     for note in (*sd.notes, *_other(args, sd)):
         print(f"  note: {shown(note, 1000)}")
@@ -74,10 +74,14 @@ def load(args: argparse.Namespace) -> Model:
 
 def _other(args: argparse.Namespace, sd: Model) -> list[str]:
     """Why a picture made from the settings of another will not be its equal."""
-    weights, version = args.made
+    weights, version, loras = args.made
     notes = []
     if weights and sd.weights and weights != sd.weights:
         notes.append(f"{args.origin} was made with other weights ({weights}; these are {sd.weights}): expect another")
+    for file, now in {file: now for file, _, now in sd.lora}.items():
+        if loras.get(file, now) != now:
+            what = f"{args.origin} was made with other contents of {shown(file, 300)}"
+            notes.append(f"{what} ({loras[file]}; these are {now}): expect another")
     if version and version != __version__:
         notes.append(f"{args.origin} was made by minedit {version}; this is {__version__}: defaults may differ")
     return notes

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from minedit.config import MineditError, UNetConfig, shown
 from minedit.files.declared import check_header
 from minedit.files.layouts import Rules, diffusers_unet_rules, first
-from minedit.files.lorafile import EXPECTED, alphas, read_lora
+from minedit.files.lorafile import EXPECTED, alphas, fingerprint, read_lora
 from minedit.files.products import delta, kind_of, rank_of, whole
 from minedit.files.stored import Stored
 from minedit.stack.model import Model
@@ -62,7 +62,8 @@ def merge(model: Model, path: str | os.PathLike, scale: float = 1.0) -> Model:
                 )
             raise MineditError(f"{fault}, expected finite weights; try a smaller scale or a wider --dtype")
         parts[part] = _with(module, merged) if merged else module
-    return replace(model, unet=parts["unet"], text=parts["text"], lora=(*model.lora, (str(path), float(scale))))
+    merged = str(path), float(scale), fingerprint(tensors, metadata)
+    return replace(model, unet=parts["unet"], text=parts["text"], lora=(*model.lora, merged))
 
 
 def pairs(lora: LoRA | Sequence[LoRA]) -> list[tuple[str | os.PathLike, float]]:
@@ -82,7 +83,7 @@ def pairs(lora: LoRA | Sequence[LoRA]) -> list[tuple[str | os.PathLike, float]]:
 
 def settings(model: Model) -> dict:
     """The LoRAs merged into a model, as JSON values for the settings of a picture; nothing where there are none."""
-    return {"lora": [list(pair) for pair in model.lora]} if model.lora else {}
+    return {"lora": [list(each) for each in model.lora]} if model.lora else {}
 
 
 @dataclass(frozen=True)

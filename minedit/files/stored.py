@@ -37,6 +37,10 @@ class Files(dict[Path, FileIO]):
     def __enter__(self) -> Files:
         return self
 
+    def __missing__(self, path: Path) -> FileIO:
+        self[path] = FileIO(path)
+        return self[path]
+
     def kept(self) -> tuple[Kept, ...]:
         """The files that tensors stay in."""
         return tuple(Kept.of(path, self[path]) for path in dict.fromkeys(path for path, *_ in self.maps))
@@ -95,11 +99,9 @@ class Stored:
         """
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=dtype)
-        file = None if files is None else files.get(self.path)
+        file = None
         try:
-            file = file or FileIO(self.path)
-            if files is not None:
-                files[self.path] = file
+            file = FileIO(self.path) if files is None else files[self.path]
             size = os.fstat(file.fileno()).st_size
             if size < self.offset + extent(self.shape, self.stride) * self.dtype.itemsize:
                 raise EOFError
