@@ -157,6 +157,14 @@ def test_unknown_words_are_said(run, capsys, monkeypatch):
         assert any("dragon" in line for line in capsys.readouterr().out.splitlines() if line.startswith("  note: "))
 
 
+def test_letters_that_no_font_has_are_said_once(run, capsys, monkeypatch):
+    monkeypatch.setattr(image, "OTHER_FONTS", ("no such font.ttf",))
+    assert run("edit", "a 犬", "a big 犬", "--seed", 1, 2) == 0
+    assert capsys.readouterr().out.count("note: no font here has 犬, boxes stand for them") == 1
+    assert run("edit", BOY, SITTING) == 0
+    assert "no font" not in capsys.readouterr().out
+
+
 def test_nothing_in_common_is_said(run, capsys):
     assert run("edit", BOY, "two red apples") == 0
     assert "note: " in capsys.readouterr().out

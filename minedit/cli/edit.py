@@ -19,6 +19,9 @@ def run(args: argparse.Namespace) -> None:
         preview = output.preview(args, sd)
         for each in edits:
             each.check(sd)
+        if letters := image.undrawn("".join(each.source + each.target for each in edits)):
+            what = f"no font here has {shown(letters, 60)}, boxes stand for them below the pictures of the grid"
+            print(f"  note: {what}; install one that has, such as Noto Sans CJK")
         for each, seed in runs:
             what = each.source, each.target, each.method
             settings = {"verb": "edit", **record(sd, *what, seed, each.run, each.settings)}
