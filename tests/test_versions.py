@@ -20,6 +20,7 @@ import minedit
 from minedit import METHODS, cli, image
 from minedit.cli import options
 from minedit.files.lora import merge
+from minedit.inversion.choose import INVERSIONS
 from minedit.sampling.numbers import Numbers
 
 BOY = "a boy in the park"
@@ -29,8 +30,9 @@ MAKE = "make the table anew: python tests/test_versions.py"
 
 
 def defaults() -> dict[str, dict[str, object]]:
-    """Of the run, the model's options and each method: where they change, so do pictures of the same command."""
-    kinds = {"run": Numbers, **METHODS}
+    """Of the run, the model, each method and inversion: where they change, so do pictures of the same command."""
+    inversions = {f"inversion {name}": kind for name, kind in INVERSIONS.items()}
+    kinds = {"run": Numbers, **METHODS, **inversions}
     found = {name: {field.name: field.default for field in fields(kind)} for name, kind in kinds.items()}
     args = vars(options.parse(["generate", BOY]))
     found["options"] = {name: args[name] for name in ("seed", "device", "dtype", "fast", "attention", "lora")}
