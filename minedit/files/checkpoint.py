@@ -67,7 +67,10 @@ def examine(path: Path, vae: str | os.PathLike | None = None) -> Found:
     modules = _build(path, config)
     fitted = _fitted(path, weights, config, modules)
     ours, held = (dict(zip(weights.parts, each, strict=True)) for each in (modules, fitted))
-    return Found(weights.layout, config, ours, held, list(weights.extras), weights.notes)
+    notes = weights.notes
+    if config.unet.guidance_dim:
+        notes += (f"{config.name} draws in 4 to 12 steps: --steps 4, guidance 8 as it was trained",)
+    return Found(weights.layout, config, ours, held, list(weights.extras), notes)
 
 
 def load(
