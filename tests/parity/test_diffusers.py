@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 pytest.importorskip("diffusers", reason="only `make parity` installs diffusers")
 import oracles  # noqa: E402
+from diffusers import LatentConsistencyModelPipeline, LCMScheduler  # noqa: E402
 
 from minedit.attention.sdpa import sdpa  # noqa: E402
 from minedit.config import IP2P, PICTUREBOOK, SD14, Config  # noqa: E402
 from minedit.files import formats  # noqa: E402
 from minedit.files.counted import counted  # noqa: E402
 from minedit.files.layouts import recognise  # noqa: E402
+from minedit.sampling import ddim  # noqa: E402
 from minedit.sampling.loop import sample  # noqa: E402
 from minedit.speed import packed  # noqa: E402
 from minedit.speed.fast import pack, spare_products  # noqa: E402
@@ -165,6 +167,28 @@ def test_unet_of_instruct_pix2pix():
     unet = replace(TINY.unet, in_channels=IP2P.unet.in_channels)
     ours, _, theirs = unets(replace(TINY, unet=unet), 2)
     check("UNet of 8 input channels", ours, theirs)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+@torch.no_grad()
+def test_steps_of_a_latent_consistency_model(steps: int):
+    """diffusers' scheduler, embedding of the guidance scale and UNet, on the same draws of noise."""
+    config = replace(NARROW, unet=replace(NARROW.unet, guidance_dim=256))
+    module, state = built(UNet, config.unet)
+    model = SimpleNamespace(unet=module, config=config, attend=sdpa, dtype=torch.float32)
+    context, x = normal("context", 2, 77, 64), ddim.noise(5, 16, 16)
+    *_, ours = sample(model, x, context, steps=steps, guidance=8.0, seeds=[5])
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler, generator = LCMScheduler(**betas, clip_sample=False), torch.Generator().manual_seed(5)
+    theirs = torch.randn(1, 4, 16, 16, generator=generator)
+    scheduler.set_timesteps(steps)
+    told = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([8.0 - 1]), 256)
+    unet = oracles.unet(config.unet, state)
+    for t in scheduler.timesteps:
+        eps = unet(theirs, t, context[1:], timestep_cond=told).sample
+        theirs, guess = scheduler.step(eps, t, theirs, generator=generator, return_dict=False)
+    check(f"{steps} steps of a latent consistency model", ours.latents, guess, 1e-4)
 
 
 @each_config
