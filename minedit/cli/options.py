@@ -244,8 +244,7 @@ def add_model(parser: Parser) -> None:
     group.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1, mps")
     add_threads(group)
     group.add_argument("--dtype", metavar="NAME", default="float32", help="float32, float16, bfloat16")
-    text = "on a CPU, convolutions that cost memory and take less time, in the --dtype that is asked for, and a word on"
-    text += " which is faster there; on a GPU, another layout and CUDA graphs"
+    text = "on a CPU, quicker convolutions, for memory, and a word on the faster --dtype; on a GPU, CUDA graphs"
     group.add_argument("--fast", action=argparse.BooleanOptionalAction, default=False, help=text)
     group.add_argument(
         "--attention",
