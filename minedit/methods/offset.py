@@ -15,7 +15,7 @@ from minedit.attention.rules import Attn
 from minedit.config import MineditError
 from minedit.methods import Job, Told, Way
 from minedit.methods.plan import first_steps, unscheduled
-from minedit.sampling import ddim
+from minedit.sampling import ddim, lcm
 from minedit.sampling.guidance import two_way
 from minedit.sampling.loop import Predict, Step
 from minedit.sampling.rows import few, needed
@@ -24,6 +24,7 @@ from minedit.settings import Settings
 
 def offset(job: Job, settings: Settings, ruling: Way | None) -> Way:
     """The way of the edit. ruling: that of a method whose rules act on the same rows."""
+    lcm.refuse(job.sd, "a difference-driven edit")
     schedule = ddim.schedule(job.run.steps)
     first = first_steps(settings.skipped, len(schedule))
     if first == len(schedule):

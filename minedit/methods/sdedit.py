@@ -25,7 +25,7 @@ class SDEditConfig(Settings):
 
     def prepare(self, job: Job) -> Way:
         from minedit.methods.plan import unedited, unscheduled  # torch's: settings are read without it
-        from minedit.sampling import ddim
+        from minedit.sampling import ddim, lcm
 
         steps = job.run.steps
         drawn = int(steps * self.strength)
@@ -36,6 +36,7 @@ class SDEditConfig(Settings):
             )
         if job.alignment.identical and not job.photo:
             return unedited(job)
+        lcm.refuse(job.sd, "SDEdit")
         picture, first = job.picture(), steps - drawn
         noise = ddim.noise(job.seed, *picture.shape[2:]).to(picture)
         start = ddim.diffuse(picture, noise, ddim.timesteps(steps)[first])
