@@ -34,12 +34,13 @@ class Gaussian(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.sites = ()
+        self.spread = nn.Parameter(torch.tensor(SPREAD).double(), requires_grad=False)  # memory is reckoned by weights
         self.calls = []
 
     def forward(self, x, t, context, attn=None):
         self.calls.append(len(x))
         a = torch.tensor(A)[t].view(-1, 1, 1, 1)
-        eps = (1 - a).sqrt() * (x.double() - a.sqrt() * means(context, x)) / (a * SPREAD**2 + 1 - a)
+        eps = (1 - a).sqrt() * (x.double() - a.sqrt() * means(context, x)) / (a * self.spread**2 + 1 - a)
         return eps.float()
 
 
