@@ -1,10 +1,10 @@
 """Difference-driven edits by their settings, beside Prompt-to-Prompt and SDEdit, as a judge reads them.
 
-    python benchmarks/flow.py [--pairs 18] [--steps 25] [--ways "flow" "p2p"] [--sheets FOLDER]
+    python benchmarks/flow.py [--pairs 18] [--steps 25] [--ways p2p "flow, .3 skipped"] [--sheets FOLDER]
 
 The pairs are those of benchmarks/one_pass.py, captions with one factor changed. "changed": edits that show the factor
 as asked; "kept": the others that are read the same off source and edit; "difference": of the two pictures, the mean
-over pixels and channels, of 255; "rows": of the UNet, a drawn source's own included. Rows go to benchmarks/flow.csv.
+over pixels and channels, of 255. Rows go to benchmarks/flow.csv; what each way costs, tests/test_costs.py knows.
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ WAYS = {
     "adapedit": ("adapedit", {}),
     "sdedit": ("sdedit", {}),
     "sdedit, strength .6": ("sdedit", {"strength": 0.6}),
-    "flow": ("flow", {}),
     "flow, none skipped": ("flow", {"skipped": 0.0}),
     "flow, .1 skipped": ("flow", {"skipped": 0.1}),
     "flow, .2 skipped": ("flow", {"skipped": 0.2}),
     "flow, .3 skipped": ("flow", {"skipped": 0.3}),
     "flow, .4 skipped": ("flow", {"skipped": 0.4}),
-    "flow, kept noise": ("flow", {"noise": "kept"}),
-    "flow, kept noise, .3 skipped": ("flow", {"noise": "kept", "skipped": 0.3}),
-    "flow, 2 draws": ("flow", {"draws": 2}),
-    "flow, source guidance 1": ("flow", {"source_guidance": 1.0}),
-    "flow, source guidance 4": ("flow", {"source_guidance": 4.0}),
-    "flow, re-estimated": ("flow", {"form": "re-estimated"}),
-    "flow, re-estimated, kept noise": ("flow", {"form": "re-estimated", "noise": "kept"}),
-    "flow, rules of p2p": ("flow", {"rules": "p2p"}),
-    "flow, rules of adapedit": ("flow", {"rules": "adapedit"}),
+    "flow, .2 skipped, kept noise": ("flow", {"skipped": 0.2, "noise": "kept"}),
+    "flow, .3 skipped, kept noise": ("flow", {"skipped": 0.3, "noise": "kept"}),
+    "flow, .2 skipped, 2 draws": ("flow", {"skipped": 0.2, "draws": 2}),
+    "flow, .2 skipped, source guidance 1": ("flow", {"skipped": 0.2, "source_guidance": 1.0}),
+    "flow, .2 skipped, source guidance 4": ("flow", {"skipped": 0.2, "source_guidance": 4.0}),
+    "flow, .2 skipped, re-estimated": ("flow", {"skipped": 0.2, "form": "re-estimated"}),
+    "flow, .2 skipped, re-estimated, kept noise": ("flow", {"skipped": 0.2, "form": "re-estimated", "noise": "kept"}),
+    "flow, .2 skipped, rules of p2p": ("flow", {"skipped": 0.2, "rules": "p2p"}),
+    "flow, .2 skipped, rules of adapedit": ("flow", {"skipped": 0.2, "rules": "adapedit"}),
 }
 
 
@@ -64,15 +63,15 @@ def main() -> None:
             method, settings = WAYS[way]
             res = minedit.edit(sd, *pair, method, seed=seed, steps=args.steps, **settings)
             pictures += [res.edited] if pictures else [res.source, res.edited]
-            got[way].append((*judged(judge, res, before, after), difference(res.source, res.edited), res.rows))
+            got[way].append((*judged(judge, res, before, after), difference(res.source, res.edited)))
         if args.sheets:
             args.sheets.mkdir(parents=True, exist_ok=True)
             grid(pictures, [pair[0], *args.ways], 5, pair[1]).save(args.sheets / f"{seed}.png")
     rows = []
     for way, found in got.items():
-        right, asked, kept, of, apart, cost = (sum(column) for column in zip(*found, strict=True))
+        right, asked, kept, of, apart = (sum(column) for column in zip(*found, strict=True))
         row = {**told, "way": way, "pairs": len(found), "changed": f"{right}/{asked}", "kept": f"{kept}/{of}"}
-        rows.append(row | {"difference": f"{apart / len(found):.1f}", "rows": f"{cost / len(found):.0f}"})
+        rows.append(row | {"difference": f"{apart / len(found):.1f}"})
         print(*rows[-1].values(), sep="  ")
     append(TABLE, rows)
 

@@ -31,8 +31,8 @@ COST = {
     ("adapedit", "direct"): STEPS + 2 * STEPS + 3 * STEPS,
     ("sdedit", DRAWN): 2 * STEPS + 2 * 4,  # .8 of the steps
     ("sdedit", AS_IT_IS): 2 * 4,
-    ("flow", DRAWN): 2 * STEPS + 4 * 4,  # the first .2 skipped
-    ("flow", AS_IT_IS): 4 * 4,
+    ("flow", DRAWN): 2 * STEPS + 4 * 3,  # the first .3 skipped
+    ("flow", AS_IT_IS): 4 * 3,
     ("instruct-pix2pix", AS_IT_IS): 3 * STEPS,
 }
 

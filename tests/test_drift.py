@@ -23,6 +23,7 @@ from minedit.sampling.loop import embed
 from minedit.stack.unet import UNet
 
 BOY, SITTING, DOG = "a boy in the park", "a sitting boy in the park", "a dog in the park"
+LATE = {"skipped": 0.2}
 SHORT = {"steps": 10, "guidance": 3.0, "seed": 5}
 SPREAD = 0.7  # s
 A = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)  # ᾱ
@@ -131,7 +132,7 @@ def draw_all(count, kept, draws):
 @pytest.mark.parametrize("draws, noise, source_guidance", [(1, "fresh", 3.0), (2, "kept", 1.0), (2, "fresh", 5.0)])
 def test_flow_is_flowedits_formula(sd, gaussian, kind, draws, noise, source_guidance):
     model = sd if kind == "random" else gaussian
-    how = {"draws": draws, "noise": noise, "source_guidance": source_guidance}
+    how = {"draws": draws, "noise": noise, "source_guidance": source_guidance, **LATE}
     res = minedit.edit(model, BOY, SITTING, "flow", image=photo(sd), **how, **SHORT)
     picture, noises = photo(sd) * sd.config.latent_scale, draw_all(8 * draws, noise == "kept", draws)
     expected = flow_edit(model, picture, (source_guidance, 3.0), draws, noises)
@@ -164,7 +165,7 @@ def test_the_re_estimated_form_is_its_formula(gaussian, sd, noise):
             for x, m in zip(at, (source, target), strict=True)
         ]
         clean = x0 + hats[1] - hats[0]
-    how = {"form": "re-estimated", "noise": noise, **SHORT, "guidance": 1}
+    how = {"form": "re-estimated", "noise": noise, **LATE, **SHORT, "guidance": 1}
     res = minedit.edit(gaussian, BOY, SITTING, "flow", image=photo(sd), **how)
     assert relative(res.edited_latent * sd.config.latent_scale, clean) < 1e-4
     assert gaussian.unet.calls == [2] * 8  # no guidance, no unconditional rows

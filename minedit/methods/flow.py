@@ -31,7 +31,7 @@ class FlowConfig(Settings):
     )
     noise: str = setting("fresh", "noise of the source: another each step, or one kept", choices=("fresh", "kept"))
     draws: int = setting(1, "noises a step, whose predictions are averaged", low=1, high=64)
-    skipped: float = setting(0.2, "fraction of the steps left out at the start; more keeps more", low=0, high=1)
+    skipped: float = setting(0.3, "fraction of the steps left out at the start; more keeps more", low=0, high=1)
     source_guidance: float | None = setting(
         None, "guidance of the source's prediction", float, low=0, none="that of the run"
     )
