@@ -10,10 +10,9 @@ steps may be those of plain sampling (n_min, 0 in its settings); here they are n
 inversion of InfEdit (Xu et al., CVPR 2024), written from its formula: with a consistency model a few steps do.
 
 Of 18 pairs of the embedded model at 25 steps, read by a judge, 17, 16 and 15 changed as asked with .2, .3 and .4 of the
-steps skipped, and .85, .89 and .91 of what should stay did; Prompt-to-Prompt: 14 and .83. Fewer skipped change poses
-more cleanly, and leave ghosts beside a photograph's figures; a second draw costs twice, and gains little. The
-re-estimated form keeps less, with this many steps. Rules of AdapEdit keep more, .94, and change less, 13.
-(benchmarks/flow.csv.)
+steps skipped, and .85, .89 and .91 of what should stay did; Prompt-to-Prompt: 14 and .83. With .2 poses change more
+cleanly, and two renderings edited as photographs got ghosts. Two draws cost twice, for .88; AdapEdit's rules kept .94
+and changed 13. The re-estimated form changed pictures more than it had to at so many steps (benchmarks/flow.csv).
 
 Rows of the UNet a step: 4, as of every pair (plan.py), times `draws`; 3 where `source_guidance` is 1. The first
 `skipped` of the steps cost nothing. A source that is drawn costs a run of its own, two rows a step.
