@@ -280,7 +280,7 @@ def test_a_text_names_a_word_before_an_index_and_all_its_pieces(model, target, w
         ("boy sitting", "the word 'boy sitting' is not in the target prompt; its words are a, red"),
         (
             "a red cat",
-            "'a red cat' stands at [0, 4] in the target prompt; give the indices of its words, or 'every a red cat', in",
+            "'a red cat' stands at [0, 4] in the target prompt; give the indices of its words, or 'every a red cat'",
         ),
         (
             "red",
