@@ -49,7 +49,7 @@ CASES = {
         },
     ),
 }
-GOLDEN = "blend from the start", "blend at another threshold", "blend less words on reweight"
+GOLDEN = "blend at another threshold", "blend less words on reweight"
 GOLDEN_STEPS = 6
 CONFIG = Config(
     "blended",
