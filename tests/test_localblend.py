@@ -170,6 +170,14 @@ def test_what_cannot_be_is_a_line(settings, said):
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
 
 
+def test_adapedit_says_so_before_it_measures():
+    ticks = []
+    for wrong in ({"blend": ["cat"]}, {"blend": ["boy"], "blend_size": 16}):
+        with pytest.raises(MineditError, match="^blend"):
+            minedit.edit(sd(), BOY, DOG, progress=lambda *at: ticks.append(at), **wrong, **SHORT)
+    assert not ticks
+
+
 def test_from_the_command_line_and_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoint, "load", lambda *_: sd())

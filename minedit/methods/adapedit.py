@@ -97,6 +97,7 @@ class AdapEditConfig(Blending):
 
         if job.alignment.identical:
             return unedited(job)
+        self.check_blend(job)
         found, pair, steps = None, (job.source, job.target), job.run.steps
         if self.measures and not self.one_pass:
             job.tick.total += self.pass_steps(steps)

@@ -56,6 +56,14 @@ class Blending(Settings):
         blend = LocalBlend(job, way, self, blend_words(job.sd.tokenizer, job.source, job.target, self))
         return replace(way, rules=blend.rules, watch=blend.watch, after=blend.after, told=blend.told)
 
+    def check_blend(self, job: Job) -> None:
+        """Raises MineditError where `blended` would: to be asked before a pass of one's own."""
+        if self.blend:
+            from minedit.methods.localblend import layers
+
+            layers(job.sd, self.blend_size)
+            blend_words(job.sd.tokenizer, job.source, job.target, self)
+
     def check_words(self, tokenizer: Tokenizer, source: Prompt, target: Prompt) -> None:
         """Raises MineditError where a setting names a word that is not in the prompts."""
         blend_words(tokenizer, source, target, self)

@@ -10,6 +10,8 @@ Agrees with the released code (google/prompt-to-prompt) for 512 x 512: its two l
 way up are all those of 16 x 16, config.self_size here. It adds up maps as the edit has left them (blend_maps "edited"),
 so a replaced word shows the source's while it follows it. Where a word stands twice, both count, there as here.
 Different: inside the mask the target's latents are taken as they are, there as source + (target - source).
+
+Rows of the UNet a step: those of the method; after direct inversion the source's conditional one to the last step.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minedit.attention.eager import edited
-from minedit.attention.rules import Rule, Seen
+from minedit.attention.rules import Rule, Seen, Site
 from minedit.config import MineditError
 from minedit.methods import Job, Told, Way
 from minedit.methods.plan import SOURCE, TARGET, map_shape, map_side, per_token
 from minedit.sampling.loop import Step
 from minedit.settings import Settings
+from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt
 
 Named = tuple[Sequence[int], Sequence[int]]  # words of the source, words of the target
@@ -47,21 +50,24 @@ def mask(maps: Tensor, threshold: float, latent: tuple[int, int], pool: bool) ->
     return high.any(dim=0)
 
 
+def layers(model: Model, size: int | None) -> list[Site]:
+    """The cross-attention layers whose maps are of this side, None: config.self_size. Raises MineditError."""
+    config, size = model.config, model.config.self_size if size is None else size
+    side = {site: map_side(site, config) for site in model.unet.sites if site.kind == "cross"}
+    if size not in side.values():
+        found = ", ".join(str(each) for each in sorted(set(side.values())))
+        raise MineditError(f"blend_size is {size}, and {config.name} has maps of sides {found}; expected one of these")
+    return [site for site, each in side.items() if each == size]
+
+
 class LocalBlend:
     """A method's Way with local blend: what attention has said so far, and what is made of it after each step."""
 
     def __init__(self, job: Job, way: Way, settings: Settings, words: Sequence[Named]) -> None:
         """settings: blending.py's; words: to blend and to subtract."""
-        config, self.way, self.settings = job.sd.config, way, settings
+        self.way, self.settings = way, settings
         self.begin = int(settings.blend_start * job.run.steps)  # as the released code counts
-        size = settings.blend_size or config.self_size
-        cross = {site: map_side(site, config) for site in job.sd.unet.sites if site.kind == "cross"}
-        self.sites = [site for site, side in cross.items() if side == size]
-        if not self.sites:
-            found = ", ".join(str(side) for side in sorted(set(cross.values())))
-            raise MineditError(
-                f"blend_size is {size}, and {config.name} has maps of sides {found}; expected one of these"
-            )
+        self.sites = layers(job.sd, settings.blend_size)
         self.words = [_tokens((job.source, job.target), named) for named in words]  # [2, T] each
         self.sums: list[Tensor] = [torch.zeros(())] * 2  # [2, N] each: attention to them
         self.now: dict[str, Rule] = {}  # the rules of the step that is under way
