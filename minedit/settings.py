@@ -58,6 +58,20 @@ class Setting:
             what += ", or two, such as (0.1, 0.9)" * (self.kind is tuple)
         return what + ", or None" * bool(self.none)
 
+    @property
+    def form(self) -> str:
+        """What the command line's help writes for a value, or for one of several."""
+        if self.kind is dict:
+            return "WORD=" + {float: "FACTOR", tuple: "X[:X]"}[self.values]
+        return {int: "N", float: "X", str: "|".join(self.choices) or "TEXT", list: "WORD", tuple: "X[:X]"}[self.kind]
+
+    @property
+    def typed(self) -> str:
+        """What the command line must say, in words."""
+        if self.kind is dict:
+            return f"{self.form}, such as " + {float: "red=2", tuple: "red=0.4 or red=0.1:0.9"}[self.values]
+        return self.expected.replace("(0.1, 0.9)", "0.1:0.9")
+
     def check(self, name: str, value: object) -> object:
         """`value`, numpy's numbers as Python's. Raises MineditError, in one line, where it is not `expected`."""
         if isinstance(value, Real) and hasattr(value, "item"):

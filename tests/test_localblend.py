@@ -129,6 +129,16 @@ def test_a_mask_of_the_whole_picture_changes_nothing(method, settings):
     assert set(plain.notes) < set(res.notes)
 
 
+def test_edits_in_one_batch_have_masks_of_their_own(masks):
+    wanted = [{"target": DOG, "blend": ["dog"], "blend_threshold": 0.93}, {"target": SITTING}]
+    blended, plain = minedit.edits(sd(), BOY, wanted, "p2p", **SHORT)
+    outside = ~masks[-1]
+    assert 0 < outside.float().mean() < 1
+    assert torch.equal(blended.edited_latent[0][:, outside], blended.source_latent[0][:, outside])
+    alone = minedit.edit(sd(), BOY, SITTING, "p2p", **SHORT)
+    assert relative(plain.edited_latent, alone.edited_latent) < 1e-4
+
+
 def test_a_threshold_of_one_keeps_the_source():
     res = minedit.edit(sd(), BOY, DOG, "p2p", blend=["boy"], blend_threshold=1, **SHORT)
     assert torch.equal(res.edited_latent, res.source_latent)

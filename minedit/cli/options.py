@@ -32,25 +32,14 @@ ELSEWHERE = {  # verbs that read their own arguments
 
 def reader(*settings: Setting) -> Callable[[str], object]:
     """How to read what is one of these settings; several methods may have one of a name."""
-    first = settings[0]
-    example = {float: "red=2", tuple: "red=0.4 or red=0.1:0.9"}[first.values]
-    wanted = f"{form(first)}, such as {example}" if first.kind is dict else first.expected
-    wanted = wanted.replace("(0.1, 0.9)", "0.1:0.9")
 
     def read(text: str) -> object:
         for each in settings:
             with suppress(ValueError, MineditError):
                 return each.read(text)
-        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected {wanted}")
+        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected {settings[0].typed}")
 
     return read
-
-
-def form(each: Setting) -> str:
-    """What --help writes for a value."""
-    if each.kind is dict:
-        return "WORD=" + {float: "FACTOR", tuple: "X[:X]"}[each.values]
-    return {int: "N", float: "X", str: "|".join(each.choices) or "TEXT", list: "WORD", tuple: "X[:X]"}[each.kind]
 
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf) -> Callable[[str], object]:
@@ -199,7 +188,7 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
     elif each.kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
     else:
-        how = {"type": reader(*named), "metavar": form(each), "nargs": "+" if each.kind in (dict, list) else None}
+        how = {"type": reader(*named), "metavar": each.form, "nargs": "+" if each.kind in (dict, list) else None}
     group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
 
 
