@@ -14,7 +14,7 @@ as many. Else:
   pictures found 80 of 80 words changed with "mean", 77 with "sum", and as much kept: benchmarks/spread.py.
 - Behind the last replaced word, if it has not as many tokens as the old one, the released *replace* reads the column at
   the same position, not the word's own: from "a sunhat here" to "a hat here", "here" reads "hat", the end of the text
-  reads "here", and padding is shifted likewise. Here each reads its own.
+  reads "here", padding is shifted likewise, and the last of it reads nothing. Here each reads its own.
 - Padding of a longer or shorter prompt reads the source's padding as far behind its end; in the released *refine* the
   column at the same position.
 - Self-attention is injected up to config.self_size, 16 x 16 as in the first release; 32 x 32 in the null-text notebook.

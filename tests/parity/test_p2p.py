@@ -147,13 +147,18 @@ def test_refine_differs_in_padding_alone(source, target, first, pair):
     length = pair[0].tokenizer.encode(target).length
     assert first in (None, length)
     found = differing(columns_of(pair[0], source, target), *theirs)
-    assert found == list(range(length, 77))
+    shorter = length < pair[0].tokenizer.encode(source).length
+    assert found == list(range(length, 77 - shorter))  # behind the source's last padding, both read that
 
 
 def test_replace_differs_behind_a_word_of_other_length(pair):
     theirs = released_columns(SUNHAT, HAT, refine=False)  # two tokens, then one; here "in" is token 3
     assert differing(columns_of(pair[0], SUNHAT, HAT, spread="sum"), *theirs) == list(range(3, 77))
-    assert torch.equal(theirs[0][:, 3:], torch.eye(77)[:, 3:])  # each reads the column at its own position
+    same = torch.eye(77)[:, 3:76]  # each reads the column at its own position; the last padding none
+    assert torch.equal(theirs[0][:, 3:76], same) and not theirs[0][:, 76].any()
+    longer = released_columns(HAT, SUNHAT, refine=False)
+    assert differing(columns_of(pair[0], HAT, SUNHAT, spread="sum"), *longer) == list(range(4, 77))
+    assert torch.equal(longer[0][:, 4:], torch.eye(77)[:, 4:])
     last = "a boy and a sunhat", "a boy and a hat"
     end = pair[0].tokenizer.encode(last[1]).length - 1
     assert differing(columns_of(pair[0], *last, spread="sum"), *released_columns(*last, refine=False)) == [
