@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from numbers import Real
@@ -108,6 +109,11 @@ class Setting:
         return self.check("", self.kind(text))
 
     @property
+    def value_name(self) -> str:
+        """What one value of a dict is called."""
+        return {float: "factor", tuple: "span"}[self.values]
+
+    @property
     def _value(self) -> Setting:
         """One value of a dict."""
         return Setting("", self.values, self.low, self.high)
@@ -118,13 +124,17 @@ class Setting:
         except (TypeError, ValueError):
             raise self._wrong(name, value) from None
         index = Setting("", int, 0)
-        return tuple(
+        pairs = [
             (
                 word if isinstance(word, str) else index.check(f"a word of {name}", word),
                 self._value.check(f"{name} of {word!r}", each),
             )
             for word, each in pairs
-        )
+        ]
+        word, times = max(Counter(word for word, _ in pairs).items(), key=lambda each: each[1], default=("", 0))
+        if times > 1:
+            raise MineditError(f"{name} has {shown(repr(word), SHOWN)} {times} times; give it one {self.value_name}")
+        return tuple(pairs)
 
     def _texts(self, name: str, value: object) -> tuple[str, ...]:
         texts = [value] if isinstance(value, str) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minedit.config import MineditError
@@ -59,3 +60,20 @@ def word_indices(tokenizer: Tokenizer, prompt: Prompt, word: str | int) -> tuple
     if 0 <= int(word) < len(texts):
         return (int(word),)
     raise MineditError(f"word {word} of the target prompt, which has {len(texts)}; expected 0 to {len(texts) - 1}")
+
+
+def word_values(
+    name: str, value: str, tokenizer: Tokenizer, prompt: Prompt, given: Sequence[tuple[str | int, object]], rest: object
+) -> list:
+    """A value for each word of the target `prompt`, `rest` where none is given.
+
+    name: of the setting; value: what it gives. Raises MineditError, also for a word given two.
+    """
+    found: dict[int, tuple[str | int, object]] = {}
+    for word, each in given:
+        for index in word_indices(tokenizer, prompt, word):
+            if index in found:
+                text, names = prompt.words[index].text, f"{found[index][0]!r} and {word!r}"
+                raise MineditError(f"{name} gives the word {text!r} two {value}s, as {names}; give it one")
+            found[index] = word, each
+    return [found[index][1] if index in found else rest for index in range(len(prompt.words))]

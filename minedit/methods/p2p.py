@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from minedit.config import MineditError
 from minedit.methods import Job, Way, WordPlan
 from minedit.methods.blending import Blending
-from minedit.methods.named import word_indices
+from minedit.methods.named import word_values
 from minedit.settings import setting
 
 if TYPE_CHECKING:
@@ -77,15 +77,15 @@ class P2PConfig(Blending):
 
     def check_words(self, tokenizer: Tokenizer, source: Prompt, target: Prompt) -> None:
         super().check_words(tokenizer, source, target)
-        for word, _ in (*self.reweight, *self.cross_words):
-            word_indices(tokenizer, target, word)
+        own_values(tokenizer, target, self)
         aligned(source, target, self.controller)
 
 
 def plan(model: Model, source: Prompt, target: Prompt, steps: int, settings: P2PConfig) -> Plan:
     """The plan of one prompt pair.
 
-    Raises MineditError when a word of a setting is not in the target, or repeated, and where replace cannot be.
+    Raises MineditError when a word of a setting is not in the target, repeated or given two values, and where replace
+    cannot be.
     """
     from minedit.methods.plan import Plan, cross_sites, injected_sites, per_token
     from minedit.stack.tokens import column_map
@@ -93,13 +93,8 @@ def plan(model: Model, source: Prompt, target: Prompt, steps: int, settings: P2P
     alignment, replace = aligned(source, target, settings.controller)
     columns, _ = column_map(source, target, alignment, settings.spread)
     cross = window(settings.cross_steps, steps + 1, steps)  # the released code counts steps + 1 here, not below
-    windows, weights = [cross] * len(target.words), [1.0] * len(target.words)
-    for word, span in settings.cross_words:
-        for index in word_indices(model.tokenizer, target, word):
-            windows[index] = window(span, steps + 1, steps)
-    for word, factor in settings.reweight:
-        for index in word_indices(model.tokenizer, target, word):
-            weights[index] = float(factor)
+    weights, spans = own_values(model.tokenizer, target, settings)
+    windows = [cross if span is None else window(span, steps + 1, steps) for span in spans]
     reads = [replace or pair.kind == "kept" for pair in alignment.pairs]
     pinned = [each if read else (0, 0) for each, read in zip(windows, reads, strict=True)]
     return Plan(
@@ -117,6 +112,12 @@ def plan(model: Model, source: Prompt, target: Prompt, steps: int, settings: P2P
         ),
         notes=("prompt-to-prompt: " + ("replace" if replace else "refine"),),
     )
+
+
+def own_values(tokenizer: Tokenizer, target: Prompt, settings: P2PConfig) -> tuple[list, list]:
+    """The factor and the span, None where it has none of its own, of each word. Raises MineditError."""
+    weights = word_values("reweight", "factor", tokenizer, target, settings.reweight, 1.0)
+    return weights, word_values("cross_words", "span", tokenizer, target, settings.cross_words, None)
 
 
 def window(span: float | tuple[float, float], count: int, steps: int) -> Window:
