@@ -61,16 +61,20 @@ class Setting:
 
     @property
     def form(self) -> str:
-        """What the command line's help writes for a value, or for one of several."""
+        """What the command line's help writes for a value; of words with values, for one."""
         if self.kind is dict:
             return "WORD=" + {float: "FACTOR", tuple: "X[:X]"}[self.values]
-        return {int: "N", float: "X", str: "|".join(self.choices) or "TEXT", list: "WORD", tuple: "X[:X]"}[self.kind]
+        return {int: "N", float: "X", str: "|".join(self.choices) or "TEXT", list: "WORD[,WORD]", tuple: "X[:X]"}[
+            self.kind
+        ]
 
     @property
     def typed(self) -> str:
         """What the command line must say, in words."""
         if self.kind is dict:
             return f"{self.form}, such as " + {float: "red=2", tuple: "red=0.4 or red=0.1:0.9"}[self.values]
+        if self.kind is list:
+            return f"{self.form}, such as 'red,blue bird'"
         return self.expected.replace("(0.1, 0.9)", "0.1:0.9")
 
     def check(self, name: str, value: object) -> object:
@@ -97,9 +101,12 @@ class Setting:
         return value
 
     def read(self, text: str) -> object:
-        """What the command line says; of texts and of words with values, one. Raises ValueError or MineditError."""
+        """What the command line says; of words with values, one. Raises ValueError or MineditError."""
         if self.kind is list:
-            return self.check("", [text])[0]
+            texts = [part.strip() for part in text.split(",")]
+            if not all(texts):
+                raise self._wrong("", text)
+            return self.check("", texts)
         if self.kind is dict:
             word, value = text.rsplit("=", 1)
             return self.check("", [(word, self._value.read(value))])[0]

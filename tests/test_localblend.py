@@ -19,6 +19,7 @@ import minedit
 from minedit import cli, image
 from minedit.attention.eager import eager, edited
 from minedit.attention.rules import Edit, Rule
+from minedit.cli import options
 from minedit.config import MineditError
 from minedit.files import checkpoint
 from minedit.methods import localblend
@@ -191,7 +192,7 @@ def test_adapedit_says_so_before_it_measures():
 def test_from_the_command_line_and_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoint, "load", lambda *_: sd())
-    words = ["--blend", "boy", "a dog", "--blend-subtract", "park", "--cross-words", "dog=0.4", "the park=0.1:0.9"]
+    words = ["--blend", "boy,a dog", "--blend-subtract", "park", "--cross-words", "dog=0.4", "the park=0.1:0.9"]
     spans = ["--self-steps", "0.1:0.5", "--controller", "replace", "--blend-start", "0", "--steps", "3"]
     assert cli.main(["edit", BOY, DOG, "--method", "p2p", *words, *spans]) == 0
     stored = image.settings("out/0001-edited.png")
@@ -208,9 +209,15 @@ def test_from_the_command_line_and_again(tmp_path, monkeypatch, capsys):
     assert "line 2: blend: 'cat' is in neither prompt" in capsys.readouterr().err
 
 
+def test_words_leave_the_prompts_behind_them_alone():
+    args = options.parse(["edit", "--blend", "boy", "--blend", "dog,red bird", BOY, DOG])
+    assert (args.source, args.target, args.blend) == (BOY, DOG, ["boy", "dog", "red bird"])
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
+        (["--blend", "boy,,dog"], "found 'boy,,dog', expected WORD[,WORD], such as 'red,blue bird'"),
         (["--cross-words", "dog"], "WORD=X[:X], such as red=0.4 or red=0.1:0.9"),
         (["--cross-steps", "0.9:0.1"], "from 0 to 1, or two, such as 0.1:0.9"),
         (["--cross-steps", "0.1:0.2:0.3"], "from 0 to 1, or two, such as 0.1:0.9"),

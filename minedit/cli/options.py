@@ -194,7 +194,8 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
         how = {"action": argparse.BooleanOptionalAction}
     else:
         how = {"type": reader(*named), "metavar": each.form}
-        how |= {"nargs": "+", "action": Several} if each.kind in (dict, list) else {}
+        how |= {"action": Several} if each.kind in (dict, list) else {}
+        how |= {"nargs": "+"} if each.kind is dict else {}
     group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
 
 
