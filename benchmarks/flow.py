@@ -4,8 +4,8 @@
 
 The pairs are those of benchmarks/one_pass.py, captions with one factor changed. "changed": edits that show the factor
 as asked; "kept": the others that are read the same off source and edit; "difference": of the two pictures, the mean
-over pixels and channels, of 255. Rows go to benchmarks/flow.csv, whose first of 18 pairs are of the seeds 0 to 18 but 4;
-what each way costs, tests/test_costs.py knows.
+over pixels and channels, of 255. Rows go to benchmarks/flow.csv, whose first of 18 pairs are of the seeds 0 to 18 but
+4; what each way costs, tests/test_costs.py knows.
 """
 
 from __future__ import annotations
