@@ -55,6 +55,7 @@ def instructed(config: Config, side: int, steps: int, folder: Path, monkeypatch)
     model, pipeline = pair(config, StableDiffusionInstructPix2PixPipeline, folder, monkeypatch)
     pixels = (128 + 60 * normal("pixels", 8 * side, 8 * side, 3)).clamp(0, 255).byte().numpy()
     picture, how = Image.fromarray(pixels), {"seed": 7, "steps": steps, "guidance": 7.5, "image_guidance": 1.5}
+    how |= {"height": 8 * side, "width": 8 * side}
     ours = minedit.edit(model, SOURCE, TARGET, "instruct-pix2pix", image=picture, **how).edited_latent
     said = {"prompt": TARGET, "image": picture, "num_inference_steps": steps, "guidance_scale": 7.5}
     said |= {"image_guidance_scale": 1.5, "latents": ddim.noise(7, side, side), "output_type": "latent"}
