@@ -13,6 +13,7 @@ vae.py         a VAE's file or folder → its tensors
 products.py    the factors of a change to a layer → the change
 lorafile.py    a LoRA's file or folder → its tensors and their alpha
 lora.py        a LoRA → a model with it merged
+control.py     a ControlNet's file → the network
 taesd.py       TAESD's file → the network
 torchnames.py  names of number types and devices → torch's
 written.py     tensors → a file

@@ -121,7 +121,7 @@ REFUSED = {
     "Stable Diffusion 2 (its text encoder is OpenCLIP)": r"cond_stage_model\.model\.",
     "Stable Diffusion XL": r"conditioner\.embedders\.|unet/add_embedding\.",
     "Stable Diffusion 3 or Flux": r"model\.diffusion_model\.(joint|double)_blocks\.",
-    "a ControlNet": r"control_model\.|controlnet_",
+    "a ControlNet, which steers a model and is none (--control)": r"control_model\.|controlnet_",
     "a LoRA, which is a change to a model and not a model": r"lora_|lycoris_|.*[._]lora[._]|.*\.(hada_|lokr_)",
 }
 
@@ -142,7 +142,7 @@ def _diffusers_unet(tensors: Tensors) -> Tensors:
     n = 1 + sum(bool(re.fullmatch(r"down_blocks\.0\.resnets\.\d+\.norm1\.weight", name)) for name in tensors)
     attends = {name.split(".")[1] for name in tensors if re.match(r"up_blocks\.\d+\.attentions\.", name)}
     rules = diffusers_unet_rules(n, attends)
-    return {_renamed(name, rules): tensor for name, tensor in tensors.items()}
+    return {renamed(name, rules): tensor for name, tensor in tensors.items()}
 
 
 def diffusers_unet_rules(n: int, attends: Collection[str]) -> Rules:
@@ -189,7 +189,7 @@ def _diffusers_vae(tensors: Tensors) -> Tensors:
         (r"\.conv_norm_out", ".norm_out"),
         (r"\.conv_shortcut", ".nin_shortcut"),
     )
-    return _ldm_vae({_renamed(name, rules): tensor for name, tensor in tensors.items()})
+    return _ldm_vae({renamed(name, rules): tensor for name, tensor in tensors.items()})
 
 
 def _ldm_vae(tensors: Tensors) -> Tensors:
@@ -201,7 +201,7 @@ def _ldm_vae(tensors: Tensors) -> Tensors:
         (r"\.attn_1\.(to_v|value)\b", ".attn_1.v"),
         (r"\.attn_1\.(to_out\.0|proj_attn)\b", ".attn_1.proj_out"),
     )
-    ours = {_renamed(name, rules): tensor for name, tensor in tensors.items()}
+    ours = {renamed(name, rules): tensor for name, tensor in tensors.items()}
     linear = re.compile(r".+\.mid\.attn_1\.(q|k|v|proj_out)\.weight")  # [C, C]; LDM's is a convolution
     return {name: _convolution(x) if linear.fullmatch(name) else x for name, x in ours.items()}
 
@@ -213,7 +213,7 @@ def _convolution(x: Stored) -> Stored:
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 
-def _renamed(name: str, rules: Rules) -> str:
+def renamed(name: str, rules: Rules) -> str:
     for pattern, new in rules:
         name = re.sub(pattern, new, name)
     return name

@@ -44,6 +44,14 @@ def fast(model: Model) -> Model:
     return model
 
 
+def alike(model: Model, module: nn.Module) -> nn.Module:
+    """A module that runs beside a model: where that was made fast, laid out as its layers; none are fused."""
+    change = way(model.dtype, cpu.this()) if model.device.type == "cpu" else lay_out
+    if model.fast and change is not None:
+        change(module)
+    return module
+
+
 def way(dtype: torch.dtype, here: cpu.CPU) -> Callable[[nn.Module], None] | None:
     """What to change in a module on such a CPU; None for nothing."""
     if dtype == torch.float32 and not here.tiles:

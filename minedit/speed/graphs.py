@@ -6,7 +6,7 @@ and the tensors of the rules, is copied to where the recorded kernels look for i
 shapes, rows, which layers have a rule, tells recordings apart: `Recorded` has one for each that it met.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,7 +21,7 @@ LIMIT = 16  # recordings kept; an edit makes four to eight
 WARM_UP = 2  # runs before recording: kernels are compiled and chosen in them
 
 Result = tuple[Tensor, dict[str, Seen]]  # predicted noise, what watched layers saw
-Forward = Callable[[Tensor, Tensor, Tensor, Attn], Tensor]  # UNet.forward
+Forward = Callable[[Tensor, Tensor, Tensor, Attn, Sequence[Tensor]], Tensor]  # UNet.forward
 Record = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
 
 
@@ -77,17 +77,19 @@ class Recorded:
         self.recordings: dict[Hashable, _Recording] = {}
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None, residuals: Sequence[Tensor] = ()
+    ) -> Tensor:
         attn = attn or Attn()
         kind, tensors = taken_apart(attn.rules)
-        given = [x, t, context, *tensors]
+        given = [x, t, context, *residuals, *tensors]
         asked, shapes = tuple(attn.watch.items()), tuple((g.shape, g.dtype) for g in given)
-        key = (attn.attend, asked, kind, shapes, x.device, x.stride())
+        key = (attn.attend, asked, kind, len(residuals), shapes, x.device, x.stride())
         found = self.recordings.get(key)
         if found is None:
             if len(self.recordings) >= LIMIT:
                 self.recordings.clear()
-            found = self.recordings[key] = self._recorded(given, attn)
+            found = self.recordings[key] = self._recorded(given, attn, len(residuals))
         for i, (kept, new) in enumerate(zip(found.inputs, given, strict=True)):
             if i < 2 or found.given[i] is not new:  # text, or a rule's tensor, given again is not copied again
                 kept.copy_(new)
@@ -98,16 +100,17 @@ class Recorded:
             attn.seen[name] = Seen(at.hidden.clone(), at.columns if at.columns is None else at.columns.clone())
         return eps.clone()
 
-    def _recorded(self, given: list[Tensor], attn: Attn) -> _Recording:
+    def _recorded(self, given: list[Tensor], attn: Attn, count: int) -> _Recording:
+        """count: of residuals."""
         device = given[0].device
         with torch.inference_mode(False):  # what is made in inference mode could not be written to outside of it
             inputs = [torch.empty_like(g, device=device).copy_(g) for g in given]
-        x, t, context, *tensors = inputs
-        rules = put_together(attn.rules, tensors)
+        x, t, context, *more = inputs
+        residuals, rules = more[:count], put_together(attn.rules, more[count:])
 
         def run() -> Result:
             inner = Attn(attn.attend, rules, attn.watch, {})
-            return self.forward(x, t, context, inner), inner.seen
+            return self.forward(x, t, context, inner, residuals), inner.seen
 
         try:
             with torch.cuda.device_of(x), searched():

@@ -4,7 +4,7 @@ Weights stay where they were, or become parts of one matrix that one product of 
 channels-last throughout: their pixels are then tokens [B,h·w,C], and a 1×1 convolution a linear layer, as views.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
@@ -116,9 +116,15 @@ def _project_text_once(unet: UNet) -> None:
 
 
 def _with_text(
-    forward: nn.Module, weight: Tensor, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None
+    forward: nn.Module,
+    weight: Tensor,
+    x: Tensor,
+    t: Tensor,
+    context: Tensor,
+    attn: Attn | None = None,
+    residuals: Sequence[Tensor] = (),
 ) -> Tensor:
-    return forward(x, t, F.linear(context, weight), attn)
+    return forward(x, t, F.linear(context, weight), attn, residuals)
 
 
 def _columns(part: slice, x: Tensor) -> Tensor:

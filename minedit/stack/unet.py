@@ -6,6 +6,8 @@ arXiv:2112.10752), `ldm/modules/diffusionmodules/openaimodel.py` and `ldm/module
 torch's GroupNorm and LayerNorm accumulate in float32 whatever the dtype of their input.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -223,10 +225,13 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(groups, c), nn.SiLU(), last)
         self.sites: tuple[Site, ...] = tuple(m.site for m in self.modules() if isinstance(m, CrossAttention))
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None, residuals: Sequence[Tensor] = ()
+    ) -> Tensor:
         """x [B,4,h,w], timesteps t [B] in 0 … 999, text [B,T,context_dim] -> predicted noise [B,4,h,w].
 
         t: [B,2], with the guidance scale in the second column, where `cfg.guidance_dim` is not 0.
+        residuals: of a ControlNet, added to each map that the way up is handed, the middle's last; none without.
         Any h and w: the way up makes each map as large as that of the way down, an odd one too, as diffusers does.
         """
         attn = attn or Attn()
@@ -236,6 +241,8 @@ class UNet(nn.Module):
             x = block(x, emb, context, attn, x.shape[2:])
             skips.append(x)
         x = self.middle_block(x, emb, context, attn, x.shape[2:])
+        if residuals:
+            *skips, x = (each + more for each, more in zip([*skips, x], residuals, strict=True))
         for block in self.output_blocks:
             x = torch.cat([x, skips.pop()], dim=1)
             x = block(x, emb, context, attn, skips[-1].shape[2:] if skips else x.shape[2:])

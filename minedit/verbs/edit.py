@@ -17,11 +17,13 @@ from minedit.sampling.numbers import SEED
 from minedit.sampling.together import joins, together
 from minedit.sampling.way import Job, Way
 from minedit.settings import Settings
+from minedit.stack.control import ControlNet
 from minedit.stack.model import Model
 from minedit.stack.tokens import align
 from minedit.verbs.asked import OnStep, check_model, check_reads, read_photo, read_prompt
 from minedit.verbs.counted import counted
 from minedit.verbs.results import EditResult, change, reading, record, redrawn
+from minedit.verbs.steered import steered
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def edit(sd: Model, source: str, target: str, method: str = DEFAULT, **more: obj
     """The picture of `source` and its edit into `target`, from one noise; or a photograph and its edit.
 
     The one result of `edits`, whose keywords these are: image, inversion, seed, steps, guidance, eta, height, width,
-    negative_prompt, settings, progress, on_step; and single settings by name: `tau=0.5`, `reweight={"red": 2}`.
+    negative_prompt, control, hint, control_scale, settings, progress, on_step; and single settings by name: `tau=0.5`,
+    `reweight={"red": 2}`.
     """
     if not isinstance(target, str):
         raise MineditError(f"target is {shown(repr(target), 60)}, expected a text; minedit.edits takes several")
@@ -60,6 +63,9 @@ def edits(
     height: int | None = None,
     width: int | None = None,
     negative_prompt: str = "",
+    control: ControlNet | None = None,
+    hint: Image | None = None,
+    control_scale: float = 1.0,
     settings: Settings | None = None,
     progress: Progress | None = None,
     on_step: OnStep | None = None,
@@ -77,6 +83,7 @@ def edits(
         seed, steps, guidance, eta, negative_prompt, progress, on_step: as in `generate`; a Step's rows are the source
             and the targets, or one target alone where its method draws no source.
         height, width: as in `generate`; None: a photograph's own shape, as many pixels as trained.
+        control, hint, control_scale: as in `generate`; every row is steered by the one hint, the inversion's too.
         settings: the method's; None for its defaults.
         overrides: single fields of `settings`, or of the inversion's, by name: `tau=0.5`, `lambda_s=0.9`, `dps=False`,
             `reweight={"red": 2}`.
@@ -96,6 +103,7 @@ def edits(
         check_reads(sd, each.method, each.chosen, image is not None)
     run, seed = Run(steps, guidance, eta, height, width, negative_prompt), SEED.check("seed", seed)
     photo, run = read_photo(sd, image, run) if image is not None else (None, run)
+    sd, run, steer = steered(sd, run, control, hint, control_scale, shape=photo is None)
     prompt, tick = read_prompt(sd, source, empty=photo is not None), Ticks(progress, run.steps)
     aims = [read_prompt(sd, each.target) for each in wanted]
     shared = {"photo": photo, "methods": METHODS, "drawn": {}}
@@ -133,7 +141,7 @@ def edits(
                     edited_latent=latents[row : row + 1].clone(),
                     words=told.words,
                     notes=(*told.notes, *redrawn(photo, images[0]), *change(pair), *read, *decoding),
-                    settings=record(sd, source, wanted[at].target, *made),
+                    settings=record(sd, source, wanted[at].target, *made) | steer,
                     seconds=time.perf_counter() - began,
                     rows=sum(rows),
                     statistics=told.statistics,

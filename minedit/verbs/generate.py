@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 
+from PIL.Image import Image
+
 from minedit.config import MineditError, shown
 from minedit.sampling.coded import pictures
 from minedit.sampling.loop import Progress, Run, Ticks
 from minedit.sampling.numbers import SEED
+from minedit.stack.control import ControlNet
 from minedit.stack.model import Model
 from minedit.verbs.asked import OnStep, check_model, read_prompt
 from minedit.verbs.results import Generated, reading
+from minedit.verbs.steered import steered
 
 
 def generate(
@@ -21,6 +25,9 @@ def generate(
     height: int | None = None,
     width: int | None = None,
     negative_prompt: str = "",
+    control: ControlNet | None = None,
+    hint: Image | None = None,
+    control_scale: float = 1.0,
     progress: Progress | None = None,
     on_step: OnStep | None = None,
 ) -> Generated:
@@ -34,6 +41,10 @@ def generate(
         eta: 0 deterministic ... 1 ancestral sampling.
         height, width: of the pictures, in pixels; None: as trained. Multiples of 8 for Stable Diffusion.
         negative_prompt: the text that guidance leads away from.
+        control: what `load_control` returns, to steer the pictures by `hint`, with and without the prompt alike.
+        hint: a picture of the kind that control was trained on, edges on black ...; it is resized as a photograph, and
+            gives its shape to pictures of no height and width.
+        control_scale: of what control adds, 0 or more.
         progress: called after every step.
         on_step: called with every `Step` of the pictures: for previews, or to stop by raising.
 
@@ -54,6 +65,7 @@ def generate(
     for prompt in prompts:
         read_prompt(sd, prompt)
     seeds = [SEED.check("seed", each) for each in seeds]
+    sd, run, _ = steered(sd, run, control, hint, control_scale)
     for step in run(sd, prompts, seeds, Ticks(progress, run.steps)):
         latents = step.latents
         if on_step:

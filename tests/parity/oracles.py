@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -117,6 +117,26 @@ def unet(cfg: UNetConfig, state: Mapping[str, Tensor]) -> UNet2DConditionModel:
             norm_num_groups=cfg.norm_groups,
         )
     return _load(module, rename(state, unet_names(cfg)))
+
+
+def control(cfg: UNetConfig, state: Mapping[str, Tensor]) -> ControlNetModel:
+    """diffusers' ControlNet holding `state`, whose names are LDM's."""
+    with torch.device("meta"):
+        module = ControlNetModel(
+            in_channels=cfg.in_channels,
+            block_out_channels=cfg.channels,
+            layers_per_block=cfg.blocks,
+            down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in cfg.attention],
+            attention_head_dim=cfg.heads,
+            cross_attention_dim=cfg.context_dim,
+            norm_num_groups=cfg.norm_groups,
+        )
+    cond = "controlnet_cond_embedding"
+    table = unet_names(cfg) | {"middle_block_out.0": "controlnet_mid_block", "input_hint_block.0": f"{cond}.conv_in"}
+    table |= {f"input_hint_block.{2 * i + 2}": f"{cond}.blocks.{i}" for i in range(6)}
+    table["input_hint_block.14"] = f"{cond}.conv_out"
+    table |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(len(cfg.channels) * (cfg.blocks + 1))}
+    return _load(module, rename(state, table))
 
 
 def vae(cfg: VAEConfig, state: Mapping[str, Tensor]) -> AutoencoderKL:
