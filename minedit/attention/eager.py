@@ -18,6 +18,8 @@ def eager(
     q, k, v = rule.route(q, k, v)
     with float32(q):
         scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5  # [B, H, N, T]
+        for mask in rule.masks:
+            scores[mask.row] = scores[mask.row].masked_fill(~mask.keys.to(scores.device), -torch.inf)
         probabilities = scores.softmax(dim=-1)
         rows = list(probabilities)  # of [H, N, T]
         for edit in rule.edits:

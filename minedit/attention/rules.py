@@ -1,7 +1,7 @@
 """What an attention layer is, and what it does at one step, as data. In: what a method decided. Out: `Rule`, `Attn`.
 
 eager.py says what a Rule means. Prompt-to-Prompt (Hertz et al., arXiv:2208.01626), AdapEdit (arXiv:2312.08019, Eqs. 8
-and 9) and MasaCtrl (arXiv:2304.08465) are Rules.
+and 9), MasaCtrl (arXiv:2304.08465) and Plug-and-Play (arXiv:2211.12572) are Rules.
 
 Letters, in all of this wing: B rows of the batch, H heads, N pixels, T tokens (pixels too, in self-attention), D width
 of a head, C = H·D.
@@ -9,10 +9,11 @@ of a head, C = H·D.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minedit.config import MineditError
@@ -69,30 +70,79 @@ class Edit:
 
 
 @dataclass(frozen=True, eq=False)
-class Rule:
-    """Which row of the batch each row reads its q, k, v from (None: its own), then edits of probabilities.
+class Split:
+    """MasaCtrl's foreground and background, which only the UNet can tell: by cross-attention of the step it is in.
 
-    Self-attention injection takes q and k of the source, MasaCtrl k and v. Edits see the rows so chosen, and there is
-    at most one for a row.
+    Of two rows: one whose pixels look for keys, the other has them. A row's map is the mean of what its watched layers
+    saw, summed over some tokens, scaled to 0 ... 1; what reaches the threshold is foreground.
+    """
+
+    sites: tuple[str, ...]  # cross-attention watched with columns; those that run later in the step do not count
+    rows: tuple[int, int]  # of the pixels, of the keys
+    tokens: tuple[tuple[int, ...], tuple[int, ...]]  # of the pixels' row, of the keys'
+    shape: tuple[int, int]  # height, width of the sites' maps
+    to: tuple[int, int]  # of the layer's own
+    threshold: float
+
+    def keys(self, seen: Mapping[str, Seen]) -> Tensor | None:
+        """[N,N] bool, keys of the pixel's own kind, all where there is none; None where no site ran before."""
+        columns = [seen[name].columns for name in self.sites if name in seen]
+        if not columns:
+            return None
+        pixels, keys = (self._foreground(columns, *of) for of in zip(self.rows, self.tokens, strict=True))
+        same = pixels[:, None] == keys
+        return same | ~same.any(1, keepdim=True)
+
+    def _foreground(self, columns: Sequence[Tensor], row: int, tokens: Sequence[int]) -> Tensor:
+        """[N] bool. Tokens one by one: an index from a list would make a GPU wait."""
+        x = torch.stack([x[row] for x in columns]).mean(0)  # [n, T]
+        x = sum(x[:, token] for token in tokens)
+        x = (x - x.min()) / (x.max() - x.min())
+        return F.interpolate(x.view(1, 1, *self.shape), self.to).flatten() >= self.threshold
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """The keys that a row's pixels see, each of them one at least; the softmax goes over those."""
+
+    row: int
+    keys: Tensor | Split  # [N,T] bool
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """Which row of the batch each row reads its q, k, v from (None: its own), then masks, then edits of probabilities.
+
+    Self-attention injection takes q and k of the source, MasaCtrl k and v. Masks and edits see the rows so chosen, and
+    a row has at most one of each. Of a ResBlock, v is what its branch adds to x, and there is nothing else.
     """
 
     q_rows: tuple[int, ...] | None = None
     k_rows: tuple[int, ...] | None = None
     v_rows: tuple[int, ...] | None = None
     edits: tuple[Edit, ...] = ()
+    masks: tuple[Mask, ...] = ()
 
     def __post_init__(self) -> None:
-        rows = [edit.row for edit in self.edits]
-        if len(set(rows)) < len(rows):
-            raise ValueError(f"edits are for rows {rows}, expected each row once: merge them into one Edit")
+        for name in ("edits", "masks"):
+            rows = [each.row for each in getattr(self, name)]
+            if len(set(rows)) < len(rows):
+                raise ValueError(f"{name} are for rows {rows}, expected each row once: merge them into one")
 
-    def resolve(self, hidden: Tensor) -> Rule:
-        """The Rule with each Gate replaced by its weights, from the layer's input E_[V] [B,N,C]."""
+    def resolve(self, hidden: Tensor, seen: Mapping[str, Seen] | None = None) -> Rule:
+        """Each Gate replaced by its weights, from the layer's input E_[V] [B,N,C], each Split by its keys.
+
+        seen: what layers of this step saw so far.
+        """
         edits = (
             replace(edit, gate=edit.gate.weights(hidden[edit.row])) if isinstance(edit.gate, Gate) else edit
             for edit in self.edits
         )
-        return replace(self, edits=tuple(edits))
+        masks = (
+            replace(mask, keys=mask.keys.keys(seen or {})) if isinstance(mask.keys, Split) else mask
+            for mask in self.masks
+        )
+        return replace(self, edits=tuple(edits), masks=tuple(mask for mask in masks if mask.keys is not None))
 
     def route(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v with each row read from where the rule says."""
@@ -101,7 +151,9 @@ class Rule:
     def reads(self, row: int) -> set[int]:
         """The other rows that a row is made of."""
         routes = {rows[row] for rows in (self.q_rows, self.k_rows, self.v_rows) if rows is not None}
-        return (routes | {edit.source for edit in self.edits if edit.row == row}) - {row}
+        splits = [mask.keys for mask in self.masks if mask.row == row and isinstance(mask.keys, Split)]
+        looked = {each for split in splits for each in split.rows}
+        return (routes | looked | {edit.source for edit in self.edits if edit.row == row}) - {row}
 
     def moved(self, to: Mapping[int, int], size: int) -> Rule:
         """The Rule in a batch of `size` rows, in which row r of this one stands at `to[r]`; rows left out have no rule.
@@ -115,18 +167,27 @@ class Rule:
             placed = {to[row]: to[rows[row]] for row in to}
             return tuple(placed.get(row, row) for row in range(size))
 
+        def keys(mask: Mask) -> Tensor | Split:
+            if not isinstance(mask.keys, Split):
+                return mask.keys
+            return replace(mask.keys, rows=tuple(to[row] for row in mask.keys.rows))
+
         edits = (replace(edit, row=to[edit.row], source=to[edit.source]) for edit in self.edits if edit.row in to)
-        return Rule(routes(self.q_rows), routes(self.k_rows), routes(self.v_rows), tuple(edits))
+        masks = (replace(mask, row=to[mask.row], keys=keys(mask)) for mask in self.masks if mask.row in to)
+        return Rule(routes(self.q_rows), routes(self.k_rows), routes(self.v_rows), tuple(edits), tuple(masks))
 
 
 def _routed(x: Tensor, rows: tuple[int, ...] | None) -> Tensor:
-    """x [B,H,·,D] with its rows in that order: one kernel, which copies runs of rows as the layers lay them out."""
+    """x [B,H,·,D] with its rows in that order, copied as the layers lay them out: [B,·,H,D] before heads are split."""
     if rows is None or rows == tuple(range(len(x))):
         return x
+    return in_order(x.transpose(1, 2), rows).transpose(1, 2)
+
+
+def in_order(x: Tensor, rows: tuple[int, ...]) -> Tensor:
+    """x [B,...] with its rows in that order: one kernel, which copies runs of rows."""
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1] + 1]
-    wide = x.transpose(1, 2)  # [B, ·, H, D], as heads lie before they are split
-    runs = [wide[rows[a] : rows[a] + b - a] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
-    return torch.cat(runs).transpose(1, 2)
+    return torch.cat([x[rows[a] : rows[a] + b - a] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)])
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None) -> None:
@@ -142,6 +203,13 @@ def check(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None) -> None:
         rows = getattr(rule, name)
         if rows is not None and not (len(rows) == batch and all(0 <= row < batch for row in rows)):
             raise MineditError(f"{name} is {rows}, expected {batch} rows of a batch of {batch}, 0 to {batch - 1}")
+    for mask in rule.masks:
+        shape = (q.shape[2], t)
+        if not 0 <= mask.row < batch:
+            raise MineditError(f"mask of row {mask.row}: expected a row of the batch, 0 to {batch - 1}")
+        if not isinstance(mask.keys, Tensor) or mask.keys.shape != shape or mask.keys.dtype != torch.bool:
+            found = f"{list(mask.keys.shape)} {mask.keys.dtype}" if isinstance(mask.keys, Tensor) else "no tensor"
+            raise MineditError(f"mask of row {mask.row}: keys is {found}, expected a tensor {list(shape)} of bool")
     for edit in rule.edits:
         for name in ("row", "source"):
             if not 0 <= getattr(edit, name) < batch:

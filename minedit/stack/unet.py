@@ -53,7 +53,7 @@ class CrossAttention(nn.Module):
         q, k, v = map(self._heads, projected)
         rule = attn.rules.get(self.site.name)
         if rule is not None:
-            rule = rule.resolve(x)
+            rule = rule.resolve(x, attn.seen)
         attend = attn.attend or sdpa
         wanted = attn.watch.get(self.site.name)
         out, columns = attend(q, k, v, rule, columns=True) if wanted else (attend(q, k, v, rule), None)
