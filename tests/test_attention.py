@@ -300,7 +300,7 @@ def test_rules_that_do_not_fit_are_refused_in_one_line(attend):
         "columns is \\[7\\]": Rule(edits=(Edit(3, 2, one, one, one, one),)),
         "gate is \\[7\\], expected a tensor \\[9\\]": Rule(edits=(Edit(3, 2, None, one, one, one, gate=one),)),
         "mask of row 4: expected a row": Rule(masks=(Mask(4, torch.ones(N, T) > 0),)),
-        "mask of row 1: keys is \\[7\\] torch.bool, expected a tensor \\[9, 7\\]": Rule(
+        "mask of row 1: keys is \\[9\\] torch.bool, expected a tensor \\[9, 7\\]": Rule(
             masks=(Mask(1, torch.ones(N) > 0),)
         ),
         "mask of row 1: keys is .* torch.float32": Rule(masks=(Mask(1, torch.ones(N, T)),)),

@@ -6,7 +6,8 @@ In: q [B,H,N,D], k and v [B,H,T,D], maybe a Rule. Out: [B,H,N,D], and on request
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Rule, check, float32
+from minedit.attention.inside import float32
+from minedit.attention.rules import Rule, check
 
 
 def eager(

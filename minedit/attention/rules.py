@@ -9,13 +9,13 @@ of a head, C = H·D.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from minedit.attention.inside import Gate, Seen, Split
 from minedit.config import MineditError
 
 
@@ -29,26 +29,6 @@ class Site:
     stride: int  # latent side / map side: 1, 2, 4, 8
     channels: int
     heads: int
-
-
-@dataclass(frozen=True, eq=False)
-class Gate:
-    """AdapEdit's spatial weight λ_S·S_p (Eq. 9), which only the layer can compute: it alone knows E_[V]."""
-
-    key: Tensor  # [C] E_k at this site, a unit vector
-    scale: float  # λ_S
-    slope: float  # λ_S[V]
-    centre: bool  # take the mean over pixels from E_[V] first: hidden states share one large common direction
-
-    def weights(self, hidden: Tensor) -> Tensor:
-        """E_[V] [N,C] of the edited row -> [N] float32 in [0, scale]."""
-        hidden = hidden.float()
-        if self.centre:
-            hidden = hidden - hidden.mean(dim=0)
-        lengths = torch.linalg.vector_norm(hidden, dim=-1).clamp(min=1e-8)  # [N]
-        with float32(hidden):
-            cosine = hidden @ self.key.to(hidden) / lengths
-        return self.scale * (self.slope * cosine).clamp(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,38 +47,6 @@ class Edit:
     blend: Tensor
     own: Tensor
     gate: Tensor | Gate | None = None  # w [N]; None is 1, with which blend acts as own
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """MasaCtrl's foreground and background, which only the UNet can tell: by cross-attention of the step it is in.
-
-    Of two rows: one whose pixels look for keys, the other has them. A row's map is the mean of what its watched layers
-    saw, summed over some tokens, scaled to 0 ... 1; what reaches the threshold is foreground.
-    """
-
-    sites: tuple[str, ...]  # cross-attention watched with columns; those that run later in the step do not count
-    rows: tuple[int, int]  # of the pixels, of the keys
-    tokens: tuple[tuple[int, ...], tuple[int, ...]]  # of the pixels' row, of the keys'
-    shape: tuple[int, int]  # height, width of the sites' maps
-    to: tuple[int, int]  # of the layer's own
-    threshold: float
-
-    def keys(self, seen: Mapping[str, Seen]) -> Tensor | None:
-        """[N,N] bool, keys of the pixel's own kind, all where there is none; None where no site ran before."""
-        columns = [seen[name].columns for name in self.sites if name in seen]
-        if not columns:
-            return None
-        pixels, keys = (self._foreground(columns, *of) for of in zip(self.rows, self.tokens, strict=True))
-        same = pixels[:, None] == keys
-        return same | ~same.any(1, keepdim=True)
-
-    def _foreground(self, columns: Sequence[Tensor], row: int, tokens: Sequence[int]) -> Tensor:
-        """[N] bool. Tokens one by one: an index from a list would make a GPU wait."""
-        x = torch.stack([x[row] for x in columns]).mean(0)  # [n, T]
-        x = sum(x[:, token] for token in tokens)
-        x = (x - x.min()) / (x.max() - x.min())
-        return F.interpolate(x.view(1, 1, *self.shape), self.to).flatten() >= self.threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +138,23 @@ def in_order(x: Tensor, rows: tuple[int, ...]) -> Tensor:
     return torch.cat([x[rows[a] : rows[a] + b - a] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)])
 
 
+def branch(x: Tensor, rule: Rule | None) -> Tensor:
+    """x [B,C,h,w], what a ResBlock adds, with each row read from where the rule says. Raises MineditError."""
+    if rule is None:
+        return x
+    _check_rows(rule, len(x))
+    if rule.v_rows is None or rule.q_rows or rule.k_rows or rule.edits or rule.masks:
+        raise MineditError("the rule of a ResBlock has more than v_rows, or none; expected v_rows alone")
+    return in_order(x, rule.v_rows)
+
+
+def _check_rows(rule: Rule, batch: int) -> None:
+    for name in ("q_rows", "k_rows", "v_rows"):
+        rows = getattr(rule, name)
+        if rows is not None and not (len(rows) == batch and all(0 <= row < batch for row in rows)):
+            raise MineditError(f"{name} is {rows}, expected {batch} rows of a batch of {batch}, 0 to {batch - 1}")
+
+
 def check(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None) -> None:
     """Raises MineditError unless the shapes and rows fit together. Looks at no number: nothing waits for the device."""
     expected = (*q.shape[:2], k.shape[-2], q.shape[-1])
@@ -199,10 +164,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None) -> None:
     if rule is None:
         return
     batch, t = len(q), k.shape[2]
-    for name in ("q_rows", "k_rows", "v_rows"):
-        rows = getattr(rule, name)
-        if rows is not None and not (len(rows) == batch and all(0 <= row < batch for row in rows)):
-            raise MineditError(f"{name} is {rows}, expected {batch} rows of a batch of {batch}, 0 to {batch - 1}")
+    _check_rows(rule, batch)
     for mask in rule.masks:
         shape = (q.shape[2], t)
         if not 0 <= mask.row < batch:
@@ -224,14 +186,6 @@ def check(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None) -> None:
                 raise MineditError(f"edit of row {edit.row}: {name} is {found}, expected a tensor {list(shape)}")
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What a watched layer saw at this step."""
-
-    hidden: Tensor  # [B,N,C] the layer-normed input of the layer: E_[V]
-    columns: Tensor | None  # [B,N,T] float32, probabilities before any edit, mean over heads; None: not asked for
-
-
 Attend = Callable[..., Tensor | tuple[Tensor, Tensor]]  # the signature of eager.eager
 
 
@@ -243,8 +197,3 @@ class Attn:
     rules: Mapping[str, Rule] = field(default_factory=dict)  # by site name
     watch: Mapping[str, bool] = field(default_factory=dict)  # sites that fill `seen`, and whether with columns
     seen: dict[str, Seen] = field(default_factory=dict)  # filled by the watched layers
-
-
-def float32(x: Tensor) -> torch.autocast:
-    """Matrix products in float32 even inside a caller's autocast."""
-    return torch.autocast(x.device.type, enabled=False)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minedit.attention.rules import Edit, Rule, check, float32
+from minedit.attention.inside import float32
+from minedit.attention.rules import Edit, Rule, check
 
 AT_ONCE = 2**22  # probabilities that `_columns` holds at once, unless one head has more
 
