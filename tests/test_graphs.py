@@ -18,7 +18,7 @@ from minedit.speed.fast import fast
 from minedit.speed.graphs import LIMIT, Recorded, put_together, searched, taken_apart
 
 PAIRS = (("a boy in the park", "a sitting boy in the park"), ("a dog on the beach", "a cat on the beach"))
-WAYS = (("adapedit", {}), ("adapedit", {"fwt": "one-pass"}), ("p2p", {}), ("fixed-seed", {}))
+WAYS = (("adapedit", {}), ("adapedit", {"fwt": "one-pass"}), ("p2p", {}), ("fixed-seed", {}), ("plug-and-play", {}))
 
 
 def repeated(run):
