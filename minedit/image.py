@@ -52,8 +52,12 @@ def difference(a: Image.Image, b: Image.Image) -> float:
     return sum(means) / len(means)
 
 
-def grid(images: Sequence[Image.Image], captions: Sequence[str] = (), columns: int | None = None) -> Image.Image:
+def grid(
+    images: Sequence[Image.Image], captions: Sequence[str] = (), columns: int | None = None, title: str = ""
+) -> Image.Image:
     """Pictures in rows of `columns` (default: all side by side) on white, each with its caption below, wrapped.
+
+    title: stands above all.
 
     Cells are as large as the largest picture. Raises ValueError for no pictures or as many captions as do not fit.
     """
@@ -62,31 +66,46 @@ def grid(images: Sequence[Image.Image], captions: Sequence[str] = (), columns: i
     columns = min(columns or len(images), len(images))
     rows = -(-len(images) // columns)
     width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
-    font = _font("".join(captions), max(12, width // 24))
+    font = _font("".join((title, *captions)), max(12, width // 24))
     texts = [_wrapped(caption, font, width) for caption in captions or [""] * len(images)]
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     below = max(pen.multiline_textbbox((0, 0), text, font)[3] for text in texts) + MARGIN if captions else 0
 
     cell = (width + MARGIN, height + MARGIN + int(below))
-    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
+    title = _wrapped(title, font, columns * cell[0] - MARGIN)
+    above = int(pen.multiline_textbbox((0, 0), title, font)[3]) + MARGIN if title else 0
+    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN + above), "white")
     pen = ImageDraw.Draw(sheet)
+    pen.multiline_text((MARGIN, MARGIN // 2), title, fill="black", font=font)
     for i, (image, text) in enumerate(zip(images, texts, strict=True)):
-        x, y = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
+        x, y = MARGIN + i % columns * cell[0], above + MARGIN + i // columns * cell[1]
         sheet.paste(image, (x, y))
         pen.multiline_text((x, y + height + MARGIN // 2), text, fill="black", font=font)
     return sheet
 
 
+def undrawn(text: str) -> str:
+    """Its letters that no font here has, each once: captions show boxes for them."""
+    return _chosen(text, 12)[1]
+
+
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """The first font that has every letter of the text; FONT, which draws boxes for some, where none has."""
-    own = ImageFont.truetype(FONT, size)
+    """The first font that has every letter of the text; where none has, the first of those that lack the fewest."""
+    return _chosen(text, size)[0]
+
+
+def _chosen(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
+    """The font, and the letters that it lacks."""
+    letters = [letter for letter in dict.fromkeys(text) if letter.isprintable()]
+    found = []
     for name in (FONT, *OTHER_FONTS):
         with suppress(OSError):  # not installed
             font = ImageFont.truetype(name, size)
-            missing = bytes(font.getmask("\U0010ffff"))
-            if all(bytes(font.getmask(letter)) != missing for letter in set(text) if letter.isprintable()):
-                return font
-    return own
+            box = bytes(font.getmask("\U0010ffff"))
+            found.append((font, "".join(letter for letter in letters if bytes(font.getmask(letter)) == box)))
+            if not found[-1][1]:
+                break
+    return min(found, key=lambda each: len(each[1]))
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

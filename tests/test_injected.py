@@ -27,7 +27,8 @@ from minedit.methods.freeprompt import FreePromptConfig
 from minedit.methods.masactrl import MasaCtrlConfig
 from minedit.methods.plugandplay import PlugAndPlayConfig
 from minedit.sampling.loop import Run, sample
-from minedit.sampling.way import Job
+from minedit.sampling.together import together
+from minedit.sampling.way import Job, Way
 from minedit.stack.tokens import Tokenizer, align
 from minedit.stack.unet import ResBlock, UNet
 
@@ -221,3 +222,32 @@ def test_a_branch_reads_the_rows_of_its_rule_and_skips_keep_their_own(sd):
     for message, rule in wrong.items():
         with pytest.raises(MineditError, match=message):
             block(x, emb, Attn(rules={block.name: rule}))
+
+
+# --- several targets of one source -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_edits_that_share_a_batch_are_those_alone(sd):
+    targets = "a dog in the park", SITTING, "a boy on the beach", "a girl in the park"
+    asked = (
+        MasaCtrlConfig(start_step=0, start_layer=6, foreground="dog", foreground_level=0.5),
+        FreePromptConfig(),
+        PlugAndPlayConfig(),
+        MasaCtrlConfig(start_step=1, start_layer=3),
+    )
+    run = Run(steps=4, guidance=3.0)
+    source = sd.tokenizer.encode(BOY)
+    pairs = [(source, sd.tokenizer.encode(target)) for target in targets]
+    jobs = [Job(sd, *pair, align(*pair), seed=0, run=run, tick=None) for pair in pairs]
+    ways = [settings.prepare(each) for settings, each in zip(asked, jobs, strict=True)]
+
+    def drawn(way, prompts):
+        *_, last = run(sd, prompts, [0] * len(prompts), lambda: None, way.rules, way.watch, after=way.after)
+        return last.latents
+
+    joined = drawn(together(ways), [BOY, *targets])
+    for at, (way, target) in enumerate(zip(ways, targets, strict=True), 1):
+        source, alone = drawn(way, [BOY, target]).split(1)
+        assert relative(joined[at : at + 1], alone) < 1e-4 and relative(joined[:1], source) < 1e-4
+        assert relative(alone, drawn(Way(told=lambda: None), [BOY, target])[1:]) > 1e-3

@@ -17,6 +17,11 @@ class Seen:
     hidden: Tensor  # [B,N,C] the layer-normed input of the layer: E_[V]
     columns: Tensor | None  # [B,N,T] float32, probabilities before any edit, mean over heads; None: not asked for
 
+    def placed(self, rows: Sequence[int], count: int) -> Seen:
+        """Of a batch of `count` rows, of which these were computed; the others are 0."""
+        columns = None if self.columns is None else spread(self.columns, rows, count)
+        return Seen(spread(self.hidden, rows, count), columns)
+
 
 @dataclass(frozen=True, eq=False)
 class Gate:
@@ -68,6 +73,13 @@ class Split:
         x = sum(x[:, token] for token in tokens)
         x = (x - x.min()) / (x.max() - x.min())
         return F.interpolate(x.view(1, 1, *self.shape), self.to).flatten() >= self.threshold
+
+
+def spread(x: Tensor, rows: Sequence[int], count: int) -> Tensor:
+    """x [R, ...] at `rows` of [count, ...], 0 elsewhere."""
+    whole = x.new_zeros(count, *x.shape[1:])
+    whole[list(rows)] = x
+    return whole
 
 
 def float32(x: Tensor) -> torch.autocast:

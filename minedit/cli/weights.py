@@ -53,9 +53,9 @@ def main(argv: list[str]) -> int:
     """Run one verb. Raises MineditError for arguments that cannot be, and as the verbs do."""
     args = _arguments(argv)
     if args.verb == "verify":
-        verify(args.file)
+        verify(args.file, args.vae)
     elif args.verb == "convert":
-        convert(args.source, args.out, args.dtype)
+        convert(args.source, args.out, args.dtype, args.vae)
     else:
         fetch(args.name, args.out)
     return 0
@@ -71,26 +71,32 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
     check = verb("verify", "say what a file holds, whether it is a whole model, and its sha256")
     check.add_argument("file", metavar="FILE", type=path, help=".ckpt, .safetensors or diffusers folder")
+    other = {"metavar": "PATH", "type": path, "help": "a VAE's file or folder, for a model without one or in its place"}
+    check.add_argument("--vae", **other)
     change = verb("convert", "write a model as one .safetensors in the LDM layout")
     change.add_argument("source", metavar="IN", type=path, help=".ckpt, .safetensors or diffusers folder")
     change.add_argument("out", metavar="OUT.safetensors", type=path, help="the file to write; whole or not at all")
     kinds = f"{', '.join(DTYPES)}; not given: that of IN, or float32 if it has several"
     change.add_argument("--dtype", metavar="NAME", choices=[*DTYPES], help=kinds)
+    change.add_argument("--vae", **other)
     get = verb("fetch", "download a model and check its sha256; a broken download goes on where it stopped")
     get.add_argument("name", metavar="NAME", choices=[*SOURCES], help=f"which: {', '.join(SOURCES)}, 4.27 GB")
     get.add_argument("--out", metavar="FILE", type=path, help="where it goes; not given: its own name, in this folder")
     return parser.parse_args(argv)
 
 
-def verify(path: Path) -> None:
-    """Print what the file holds. Raises MineditError where that is no whole model, as `checkpoint.load` would."""
+def verify(path: Path, vae: Path | None = None) -> None:
+    """Print what the file holds. Raises MineditError where that is no whole model, as `checkpoint.load` would.
+
+    vae: the file or folder of another VAE.
+    """
     import torch  # and what takes it, once the arguments are right
 
     from minedit.files.checkpoint import examine
     from minedit.files.formats import named
     from minedit.files.layouts import first
 
-    found, path = examine(path), named(path)
+    found, path = examine(path, vae), named(path)
     print(f"{path}: {found.config.name}, {found.layout}")
     for part, tensors in found.tensors.items():
         count = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
@@ -100,7 +106,7 @@ def verify(path: Path) -> None:
     if found.extras:
         print(f"  not used by the model: {first(sorted(found.extras))}")
     for file in sorted({tensor.path for tensors in found.tensors.values() for tensor in tensors.values()}):
-        name = f"{file.relative_to(path)}  " if file != path else ""
+        name = f"{file.relative_to(path) if file.is_relative_to(path) else file}  " if file != path else ""
         try:
             digest = sha256(file)
         except OSError as error:
@@ -109,8 +115,10 @@ def verify(path: Path) -> None:
         print(f"  sha256 {name}{digest}: {known}")
 
 
-def convert(source: Path, out: Path, dtype: str | None = None) -> None:
+def convert(source: Path, out: Path, dtype: str | None = None, vae: Path | None = None) -> None:
     """Write the model of `source`, with its config, in `dtype`; if not given, in its own, or float32 if it has several.
+
+    vae: the file or folder of the VAE that is written in place of its own.
 
     Raises MineditError as `checkpoint.load` and `checkpoint.save` do, and for numbers that `dtype` cannot hold.
     """
@@ -121,8 +129,8 @@ def convert(source: Path, out: Path, dtype: str | None = None) -> None:
     from minedit.files import checkpoint
     from minedit.files.layouts import first
 
-    kind = dtype or _own_dtype(checkpoint.examine(source))
-    model = checkpoint.load(source, dtype=kind)
+    kind = dtype or _own_dtype(checkpoint.examine(source, vae))
+    model = checkpoint.load(source, dtype=kind, vae=vae)
     for part, module in (("unet", model.unet), ("vae", model.vae), ("text", model.text)):
         broken = [f"{part}.{name}" for name, x in module.state_dict().items() if not torch.isfinite(x).all()]
         if broken:

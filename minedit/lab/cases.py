@@ -61,10 +61,10 @@ class Case:
 
 
 def cases(
-    shape: Shape, names: Iterable[str], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    shape: Shape, rules: Iterable[str], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Iterator[Case]:
-    """A case for each of the rules `names` that the shape is tried with, drawn on the CPU."""
-    for name in (name for name in names if name in (shape.rules or RULES)):
+    """A case for each of the `rules` that the shape is tried with, drawn on the CPU."""
+    for name in (name for name in rules if name in (shape.rules or RULES)):
         draw = Generator("cpu").manual_seed(zlib.crc32(f"{shape} {name}".encode()))
         rule = RULES[name](shape, draw)
         root = shape.spread**0.5
@@ -78,9 +78,9 @@ def cases(
 
 
 def _moved(rule: Rule, device: torch.device | str) -> Rule:
-    names = ("columns", "pin", "blend", "own", "gate")
+    parts = ("columns", "pin", "blend", "own", "gate")
     edits = (
-        replace(edit, **{name: x.to(device) for name in names if (x := getattr(edit, name)) is not None})
+        replace(edit, **{name: x.to(device) for name in parts if (x := getattr(edit, name)) is not None})
         for edit in rule.edits
     )
     masks = (replace(mask, keys=mask.keys.to(device)) for mask in rule.masks)

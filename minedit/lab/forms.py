@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Generator
 
 from minedit.attention.rules import Edit, Gate, Mask, Rule
+from minedit.lab import names
 from minedit.methods.plan import SELF_RULE, SOURCE, Plan
 from minedit.stack.tokens import Prompt, Word, align, column_map
 
@@ -131,23 +132,11 @@ def _all(shape: Shape, draw: Generator) -> Rule:
     return replace(_general(shape, draw), masks=(Mask(1, some[0]), Mask(3, some[1])))
 
 
-RULES: dict[str, Callable[[Shape, Generator], Rule | None]] = {
-    "plain": _plain,
-    "replace": _replace,
-    "refine": _refine,
-    "reweight": _reweight,
-    "fwt": _fwt,
-    "dps": _dps,
-    "dps-mix": _dps_mix,
-    "dps-end": _dps_end,
-    "dps-mix-end": _dps_mix_end,
-    "inject": _inject,
-    "masactrl": _masactrl,
-    "masked": _masked,
-    "two-rows": _two_rows,
-    "general": _general,
-    "all": _all,
-}
+_MADE = (
+    *(_plain, _replace, _refine, _reweight, _fwt, _dps, _dps_mix, _dps_end, _dps_mix_end),
+    *(_inject, _masactrl, _masked, _two_rows, _general, _all),
+)
+RULES: dict[str, Callable[[Shape, Generator], Rule | None]] = dict(zip(names.RULES, _MADE, strict=True))
 
 
 def _planned(
