@@ -42,7 +42,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, masks: Mapping[int, Tensor]) -> 
     """[B,H,N,D]. Rows with a mask go alone: the kernels are slower for all rows of a call that has one."""
     if not masks:
         return F.scaled_dot_product_attention(q, k, v)
-    rows = {row: F.scaled_dot_product_attention(q[row], k[row], v[row], mask) for row, mask in masks.items()}
+    one = {row: [x[row : row + 1] for x in (q, k, v)] for row in masks}  # of four dimensions, as a GPU's kernels want
+    rows = {row: F.scaled_dot_product_attention(*one[row], mask)[0] for row, mask in masks.items()}
     plain = [row for row in range(len(q)) if row not in masks]
     if plain:
         some = (torch.stack([x[row] for row in plain]) for x in (q, k, v))

@@ -17,7 +17,7 @@ from minedit.cli import options, output
 from minedit.config import MineditError, foreign_json, shown
 from minedit.inversion.choose import inversion_settings
 from minedit.methods.choose import METHODS, method_settings
-from minedit.methods.p2p import word_weights
+from minedit.methods.p2p import word_indices, word_weights
 from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import Settings, settings
 
@@ -58,6 +58,8 @@ class Asked:
             if not self.image:
                 Run(**asdict(self.run)).fits(sd, 2)
             word_weights(sd.tokenizer, target, getattr(self.settings, "reweight", ()))
+            if getattr(self.settings, "foreground", None) is not None:
+                word_indices(sd.tokenizer, target, self.settings.foreground)
         except MineditError as error:
             raise MineditError(f"{self.where}{error}") from error
 
