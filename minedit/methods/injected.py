@@ -50,8 +50,9 @@ def features(job: Job, settings: Settings, blocks: int) -> Way:
     first = share(settings.start_block, blocks, count)
     names = tuple(f"output_blocks.{i}." for i in range(first, count))
     chosen = [site for site in own if site.name.startswith(names)]
-    read = {site.name: Rule(q_rows=FIRST, k_rows=FIRST) for site in chosen}
-    added = {f"output_blocks.{first}.0": Rule(v_rows=FIRST)}
+    rows = EACH if job.sd.config.unet.guidance_dim else FIRST  # a consistency model has no unconditional row
+    read = {site.name: Rule(q_rows=rows, k_rows=rows) for site in chosen}
+    added = {f"output_blocks.{first}.0": Rule(v_rows=rows)}
     ends = [int(fraction * job.run.steps) for fraction in (settings.attention_steps, settings.feature_steps)]
     more = f"the features of output block {first} in {ends[1]} steps"
     return Way(

@@ -9,6 +9,7 @@ step, which an inversion left behind: here those of inversion "direct", three ro
 is read. A picture that is drawn, and other inversions, have a source that guidance draws beside: four rows. Else:
 - The source's row has the run's negative prompt where there is one, as the target's; released: none.
 - Released, a photograph is inverted in 999 steps; here in those of the run.
+- A latent consistency model has no unconditional row: its target reads the source's conditional one.
 - For a UNet of another number of output blocks than Stable Diffusion v1's 12 `start_block` is as large a share of them,
   rounded: 2 of the embedded model's 6.
 """
