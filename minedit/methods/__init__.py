@@ -8,6 +8,9 @@ method goes on from what an inversion found, a Way too (inversion/); one whose c
 Read in this order:
 ```
 plan.py         the rules of each step, for a schedule of tokens
+named.py        words that a user names → words of a prompt
+localblend.py   what attention says of words → where the edit may differ from the source
+blending.py     the same as settings of any method
 p2p.py          Prompt-to-Prompt
 wordmaps.py     what attention says about words: maps, similarity, τ
 running.py      word statistics → a plan

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from minedit.attention.rules import Mask, Rule, Site, Split
 from minedit.config import MineditError
 from minedit.methods import Job, Told, Way
-from minedit.methods.p2p import word_indices
-from minedit.methods.plan import SELF_RULE, SOURCE, TARGET, map_side, unedited
+from minedit.methods.named import word_indices
+from minedit.methods.plan import SELF_RULE, SOURCE, TARGET, map_shape, map_side, unedited
 from minedit.settings import Settings
+from minedit.stack.tokens import Prompt, Tokenizer, align
 
 EACH = (0, 0, SOURCE, SOURCE)  # each half of guidance reads its own source
 FIRST = (0, 0, SOURCE, 0)  # both read the unconditional one
@@ -61,26 +62,29 @@ def features(job: Job, settings: Settings, blocks: int) -> Way:
     )
 
 
-def foreground(job: Job, settings: Settings) -> Callable[[Site], Split]:
-    """How MasaCtrl's layers tell foreground and background.
-
-    Raises MineditError where the word is none of the target, or stands for none of the source.
-    """
-    words = word_indices(job.sd.tokenizer, job.target, settings.foreground)
-    pairs = [job.alignment.pairs[word] for word in words]
-    old = sorted({word for pair in pairs for word in pair.source})
+def foreground_words(tokenizer: Tokenizer, source: Prompt, target: Prompt, named: str) -> tuple[Sequence[int], ...]:
+    """Words of the target, and those of the source that they stand for. Raises MineditError where either is none."""
+    pairs = align(source, target).pairs
+    words = word_indices(tokenizer, target, named)
+    old = sorted({word for pair in pairs if pair.word in words for word in pair.source})
     if not old:
-        fault = f"foreground {settings.foreground!r} stands for no word of the source prompt"
-        known = [job.target.words[pair.word].text for pair in job.alignment.pairs if pair.source]
+        fault = f"foreground {named!r} stands for no word of the source prompt"
+        known = [target.words[pair.word].text for pair in pairs if pair.source]
         raise MineditError(f"{fault}; name one that does: {', '.join(known)}" if known else f"{fault}; omit it")
+    return words, old
+
+
+def foreground(job: Job, settings: Settings) -> Callable[[Site], Split]:
+    """How MasaCtrl's layers tell foreground and background."""
+    words, old = foreground_words(job.sd.tokenizer, job.source, job.target, settings.foreground)
     tokens = tuple(
         tuple(token for word in named for token in prompt.words[word].tokens)
         for prompt, named in ((job.target, words), (job.source, old))
     )
     sites = map_sites(job)
-    shape = map_shape(job, next(site for site in job.sd.unet.sites if site.name in sites))
+    seen = shape(job, next(site for site in job.sd.unet.sites if site.name in sites))
     level = settings.foreground_level
-    return lambda site: Split(sites, (TARGET, SOURCE), tokens, shape, map_shape(job, site), level)
+    return lambda site: Split(sites, (TARGET, SOURCE), tokens, seen, shape(job, site), level)
 
 
 def map_sites(job: Job) -> tuple[str, ...]:
@@ -94,11 +98,11 @@ def map_sites(job: Job) -> tuple[str, ...]:
     return found
 
 
-def map_shape(job: Job, site: Site) -> tuple[int, int]:
+def shape(job: Job, site: Site) -> tuple[int, int]:
     """(height, width) of a layer's map in this run."""
     config = job.sd.config
-    sides = (side or config.image_size for side in (job.run.height, job.run.width))
-    return tuple(-(-side // config.vae.factor // site.stride) for side in sides)
+    height, width = (side or config.image_size for side in (job.run.height, job.run.width))
+    return map_shape(site, (height // config.vae.factor, width // config.vae.factor))
 
 
 def self_attention(job: Job) -> Sequence[Site]:

@@ -18,11 +18,17 @@ scores or not) it reads all, as without a mask.
 The released notebook inverts a photograph by an empty prompt with guidance 7.5; here by the source prompt, without.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from minedit.methods import Job, Way
 from minedit.sampling.numbers import TRAIN_STEPS
 from minedit.settings import Settings, setting
+
+if TYPE_CHECKING:
+    from minedit.stack.tokens import Prompt, Tokenizer
 
 LAYERS = 16  # of self-attention in Stable Diffusion v1
 
@@ -46,6 +52,13 @@ class MasaCtrlConfig(Settings):
         none="every pixel reads all",
     )
     foreground_level: float = setting(0.1, "attention that makes a pixel foreground, of the largest", low=0, high=1)
+
+    def check_words(self, tokenizer: Tokenizer, source: Prompt, target: Prompt) -> None:
+        """Raises MineditError where the foreground is no word of the target, or stands for none of the source."""
+        from minedit.methods.injected import foreground_words
+
+        if self.foreground is not None:
+            foreground_words(tokenizer, source, target, self.foreground)
 
     def prepare(self, job: Job) -> Way:
         from minedit.methods.injected import mutual  # torch's: settings are read without it
