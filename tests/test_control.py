@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors.torch import save_file
 from seeded import fill, normal, weight
 from small_model import TOKENS, small_model
 from test_graphs import repeated
 
 import minedit
-from minedit import photo
+from minedit import cli, image, photo
 from minedit.config import SD14, MineditError
+from minedit.files import checkpoint
 from minedit.files.control import load_control
 from minedit.image import to_pil
+from minedit.sampling import memory
 from minedit.speed import fast
 from minedit.speed.graphs import Recorded
 from minedit.stack.control import Controlled, ControlNet
@@ -128,13 +131,13 @@ def rewritten(sd, file):
 @pytest.mark.parametrize("inversion", ["direct", "ddim"])
 def test_a_photograph_is_inverted_as_it_is_drawn(sd, control, hint, inversion):
     """Under control the source comes back to the photograph; the hint takes the run's size."""
-    image, wide = to_pil(normal("photo", 1, 3, 64, 64) / 3)[0], hint.resize((200, 90))
-    more = {"control": control, "hint": wide, "image": image, "inversion": inversion}
+    given, wide = to_pil(normal("photo", 1, 3, 64, 64) / 3)[0], hint.resize((200, 90))
+    more = {"control": control, "hint": wide, "image": given, "inversion": inversion}
     res = minedit.edit(sd, *PAIR, "p2p", steps=4, guidance=1.0, **more)
     assert res.edited.size == (64, 64)
     if inversion == "direct":
         assert torch.allclose(
-            res.source_latent, minedit.edit(sd, *PAIR, "p2p", image=image, **RUN).source_latent, atol=1e-4
+            res.source_latent, minedit.edit(sd, *PAIR, "p2p", image=given, **RUN).source_latent, atol=1e-4
         )
 
 
@@ -241,3 +244,50 @@ def test_one_of_another_model_is_refused(sd, file, hint):
     steered = Controlled(fill(UNet(wide)), fill(ControlNet(wide)), torch.zeros(1, 3, 64, 64), 1.0)
     with pytest.raises(MineditError, match="the hint is of 64 x 64 pixels, expected those of the picture, 64 x 72"):
         steered(torch.zeros(1, 4, 8, 9), torch.tensor([1]), torch.zeros(1, TOKENS, 16))
+
+
+@pytest.mark.parametrize("verb, name", [(("generate", PAIR[0]), "image"), (("edit", *PAIR), "edited")])
+def test_a_picture_says_what_steered_it_and_is_made_again(sd, file, hint, tmp_path, monkeypatch, capsys, verb, name):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(sd, "small.safetensors")
+    hint.resize((128, 96)).save("edges.png")
+
+    def run(*argv: object) -> int:
+        return cli.main([str(word) for word in argv])
+
+    few = ("--model", "small.safetensors", "--steps", 3)
+    steer = ("--control", file, "--hint", "edges.png", "--control-scale", 0.5)
+    assert run(*verb, *few, *steer) == 0 and "steered by" in capsys.readouterr().out
+    made = image.settings(f"out/0001-{name}.png")
+    assert (made["control"], made["hint"], made["control_scale"]) == (str(file), str(tmp_path / "edges.png"), 0.5)
+    with Image.open(f"out/0001-{name}.png") as picture:
+        assert picture.size == (80, 48)  # the hint's shape, the trained area
+        call = {"hint": photo.read("edges.png"), "control": load_control(file, sd), "control_scale": 0.5, "steps": 3}
+        ours = (
+            minedit.edit(sd, *PAIR, **call).edited if len(verb) > 2 else minedit.generate(sd, PAIR[0], **call).images[0]
+        )
+        assert not ImageChops.difference(picture, ours).getbbox()
+    assert run(verb[0], "--from", f"out/0001-{name}.png", "--out", "again") == 0
+    assert image.settings(f"again/0001-{name}.png") == made and "expect another" not in capsys.readouterr().out
+    assert Path(f"again/0001-{name}.png").read_bytes() == Path(f"out/0001-{name}.png").read_bytes()
+    hint.save("edges.png")
+    assert run(verb[0], "--from", f"out/0001-{name}.png", "--out", "other") == 0
+    assert "was made by another hint" in capsys.readouterr().out
+    for wrong, says in (
+        (steer[:2], "--control without --hint PICTURE"),
+        (steer[2:4], "--hint without --control FILE"),
+        (steer[4:], "--control-scale is 0.5 of no ControlNet"),
+        (("--control", file, "--hint", "none.png"), "none.png"),
+        (("--control", "small.safetensors", "--hint", "edges.png"), "small.safetensors holds no ControlNet"),
+    ):
+        assert run(*verb, *few, *wrong) == 2
+        assert says in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_a_steered_picture_asks_for_more_memory(sd, control):
+    steered = replace(sd, unet=Controlled(sd.unet, control, torch.zeros(1, 3, 64, 64), 1.0))
+    with torch.no_grad():
+        maps = control(
+            torch.zeros(2, 4, 8, 8), torch.tensor([1, 1]), torch.zeros(2, TOKENS, 16), torch.zeros(1, 3, 64, 64)
+        )
+    assert memory.of_unet(steered, 1, 64, 64) - memory.of_unet(sd, 1, 64, 64) >= 4 * sum(map(torch.numel, maps))

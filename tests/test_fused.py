@@ -115,6 +115,17 @@ def fused_copy(module, parts=layers.PARTS):
     return module
 
 
+def maps(unet, x, t, context):
+    """What the way down and the middle hand to the way up: what a ControlNet adds to."""
+    found = []
+    blocks = [*unet.input_blocks, unet.middle_block]
+    handles = [block.register_forward_hook(lambda _, inputs, out: found.append(out)) for block in blocks]
+    unet(x, t, context)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
 @pytest.mark.parametrize("parts", [*([part] for part in layers.PARTS), layers.PARTS], ids=str)
 def test_a_fused_unet_is_the_same_but_for_rounding(sd, parts):
     unet = fused_copy(sd.unet, parts)
@@ -125,6 +136,10 @@ def test_a_fused_unet_is_the_same_but_for_rounding(sd, parts):
     with torch.inference_mode():
         ours, plain = (Attn(rules={"output_blocks.1.0": Rule(v_rows=(0, 0))}, watch=watch, seen={}) for _ in range(2))
         assert relative(unet(x, t, context, ours), sd.unet(x, t, context, plain)) < 1e-5
+        if parts == layers.PARTS:  # what a ControlNet adds
+            more = [normal(str(i), *found.shape).to(DEVICE) for i, found in enumerate(maps(sd.unet, x, t, context))]
+            steered = [each(x, t, context, None, more) for each in (unet, sd.unet)]
+            assert relative(*steered) < 1e-5 < relative(steered[1], sd.unet(x, t, context))
     for name, seen in plain.seen.items():
         assert relative(ours.seen[name].hidden, seen.hidden) < 1e-5
         assert relative(ours.seen[name].columns, seen.columns) < 1e-5

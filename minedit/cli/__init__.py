@@ -11,6 +11,7 @@ options.py   what may be asked
 origin.py    what is asked: argv, and the settings in a picture → arguments
 output.py    what comes out: files, and words on the terminal
 pairs.py     what edits are asked for
+steering.py  a ControlNet and its hint
 generate.py  a verb each, from here on
 edit.py
 compare.py

@@ -4,13 +4,14 @@ import argparse
 from dataclasses import asdict
 
 from minedit import image, photo
-from minedit.cli import output
+from minedit.cli import output, steering
 from minedit.cli.pairs import Asked, asked
 from minedit.config import shown
 from minedit.inversion.choose import name_of
 
 
 def run(args: argparse.Namespace) -> None:
+    steering.check(args)
     edits = asked(args)
     runs = [(each, seed) for each in edits for seed in each.seeds]
     for each in edits:
@@ -22,6 +23,7 @@ def run(args: argparse.Namespace) -> None:
 
     with output.folder(args.out):
         sd = output.load(args)
+        steer, told = steering.load(args, sd)
         preview = output.preview(args, sd)
         for each in edits:
             each.check(sd)
@@ -29,10 +31,11 @@ def run(args: argparse.Namespace) -> None:
         for each, seed in runs:
             what = each.source, each.target, each.method
             picture, digest = _photo(args, each)
-            numbers = sized(sd, picture, each.run) if picture else each.run
+            shape = picture or steer.get("hint")
+            numbers = sized(sd, shape, each.run) if shape else each.run
             settings = {"verb": "edit", **record(sd, *what, seed, numbers, each.settings, digest, each.inverse)}
             settings |= {"image": str(each.image.absolute())} if each.image else {}
-            settings |= output.model_settings(args, sd)
+            settings |= output.model_settings(args, sd) | told
             print(f"\n{shown(repr(each.source), 400)} -> {shown(repr(each.target), 400)}")
             if len(runs) > 1 and (stands := output.standing(args, settings)):
                 print(f"  seed {seed} stands already: {stands}; --again draws it anew")
@@ -43,7 +46,14 @@ def run(args: argparse.Namespace) -> None:
             said = output.forewarn(sd, each.source, each.target)
             more = {"inversion": name_of(each.inverse), **asdict(each.inverse)} if each.inverse else {}
             with output.progress() as progress:
-                calls = {"progress": progress, "on_step": preview, "settings": each.settings, "image": picture, **more}
+                calls = {
+                    "progress": progress,
+                    "on_step": preview,
+                    "settings": each.settings,
+                    "image": picture,
+                    **steer,
+                    **more,
+                }
                 res = edit(sd, *what, seed=seed, **asdict(numbers), **calls)
             texts = [shown(word.text, 40) for word in res.words]
             width = max(map(len, texts), default=0)

@@ -157,7 +157,18 @@ def _run_options(parser: Parser) -> None:
     group.add_argument("--again", action="store_true", help=text)
     text = "TAESD's weights: preview.png shows, every 5 steps, what the picture becomes (Stable Diffusion v1 only)"
     group.add_argument("--preview", metavar="FILE", help=text)
+    _control(parser)
     add_model(parser)
+
+
+def _control(parser: Parser) -> None:
+    group = parser.add_argument_group("a ControlNet")
+    text = "a ControlNet's file or folder (Stable Diffusion v1's), to steer what is drawn by --hint"
+    group.add_argument("--control", metavar="FILE", type=path, help=text)
+    text = "a picture of the kind that it was trained on, such as edges; gives its shape if no --height and --width do"
+    group.add_argument("--hint", metavar="PICTURE", type=path, help=text)
+    text = "how much of what it adds"
+    group.add_argument("--control-scale", metavar="X", type=number(float, 0), default=1.0, help=text)
 
 
 def add_model(parser: Parser) -> None:

@@ -14,12 +14,15 @@ from minedit.settings import Setting, settings
 
 TEXT = Setting("", str)
 HASH = Setting("", str, none="not known")
+HASHES = ("weights", "minedit", "photo", "control_weights", "hint_pixels")
 # all that a picture can set beside the numbers of its run and its method's settings; and `prompts` and `lora`
 STORED = {
     **dict.fromkeys(("verb", "source", "target", "method", "device", "dtype", "attention"), TEXT),
     **dict.fromkeys(("model", "vae"), Setting("", str, none="that of the model")),
-    **dict.fromkeys(("weights", "minedit", "photo"), HASH),
+    **dict.fromkeys(HASHES, HASH),
     **dict.fromkeys(("image", "inversion"), Setting("", str, none="of no photograph")),
+    **dict.fromkeys(("control", "hint"), Setting("", str, none="of no ControlNet")),
+    "control_scale": Setting("", float, 0),
     "fast": Setting("", bool),
     "threads": Setting("", int, 1, 1000),
 }
@@ -35,7 +38,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         args.lora, args.made = args.lora or [], {}
         return args
     stored, merged = _stored(args)
-    made = {name: stored.pop(name, None) for name in ("weights", "minedit", "photo")}
+    made = {name: stored.pop(name, None) for name in HASHES}
     if ":" in str(stored["attention"]):  # code: run only what this command line names
         stored["attention"] = None
     args = parser(stored).parse_args(argv)
@@ -44,7 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.attention is None:
         raise MineditError(f"{args.origin} was made with its user's own attention function; name one: --attention")
     made["loras"] = {file: hashed for file, _, hashed in merged if hashed}
-    args.made = made  # by which weights, version and LoRAs, of which photograph
+    args.made = made  # by which weights, version and LoRAs, of which photograph and hint
     args.lora = [(file, scale) for file, scale, _ in merged] if args.lora is None else args.lora  # in their place
     return args
 

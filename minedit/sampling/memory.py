@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from minedit.config import MineditError
+from minedit.stack.control import Controlled
 from minedit.stack.model import Model
 
 UNET, VAE, EAGER = 34, 4, 3  # activations of their largest kind that are held at once; benchmarks/memory.py
+STEERED = 6  # more of these, of what a ControlNet adds: counted from its shapes, 5.1 in Stable Diffusion v1.4's
 
 
 def check_memory(sd: Model, rows: int, height: int, width: int) -> None:
@@ -29,7 +31,8 @@ def needed(sd: Model, rows: int, height: int, width: int) -> int:
 def of_unet(sd: Model, rows: int, height: int, width: int) -> int:
     """Of `rows` pictures, each with and without its prompt; and of one convolution's weights, in another order."""
     size, latents = sd.dtype.itemsize, height * width // sd.config.vae.factor**2
-    unet = UNET * 2 * rows * latents * sd.config.unet.channels[0] * size
+    most = UNET + STEERED * isinstance(sd.unet, Controlled)
+    unet = most * 2 * rows * latents * sd.config.unet.channels[0] * size
     if sd.attention == "eager" and sd.config.unet.attention[0]:
         unet += EAGER * 2 * rows * sd.config.unet.heads * latents**2 * 4
     return unet + max(weight.numel() for weight in sd.unet.parameters()) * size

@@ -6,7 +6,7 @@ and the tensors of the rules, is copied to where the recorded kernels look for i
 shapes, rows, which layers have a rule, tells recordings apart: `Recorded` has one for each that it met.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import cache
@@ -21,7 +21,7 @@ LIMIT = 16  # recordings kept; an edit makes four to eight
 WARM_UP = 2  # runs before recording: kernels are compiled and chosen in them
 
 Result = tuple[Tensor, dict[str, Seen]]  # predicted noise, what watched layers saw
-Forward = Callable[[Tensor, Tensor, Tensor, Attn, Sequence[Tensor]], Tensor]  # UNet.forward
+Forward = Callable[[Tensor, Tensor, Tensor, Attn, list[Tensor]], Tensor]  # UNet.forward
 Record = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
 
 
@@ -78,9 +78,9 @@ class Recorded:
 
     @torch.no_grad()
     def __call__(
-        self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None, residuals: Sequence[Tensor] = ()
+        self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None, residuals: list[Tensor] | None = None
     ) -> Tensor:
-        attn = attn or Attn()
+        attn, residuals = attn or Attn(), residuals or []
         kind, tensors = taken_apart(attn.rules)
         given = [x, t, context, *residuals, *tensors]
         asked, shapes = tuple(attn.watch.items()), tuple((g.shape, g.dtype) for g in given)

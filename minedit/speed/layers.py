@@ -4,7 +4,7 @@ Weights stay where they were, or become parts of one matrix that one product of 
 channels-last throughout: their pixels are then tokens [B,h·w,C], and a 1×1 convolution a linear layer, as views.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import partial
 
 import torch
@@ -122,7 +122,7 @@ def _with_text(
     t: Tensor,
     context: Tensor,
     attn: Attn | None = None,
-    residuals: Sequence[Tensor] = (),
+    residuals: list[Tensor] | None = None,
 ) -> Tensor:
     return forward(x, t, F.linear(context, weight), attn, residuals)
 

@@ -78,5 +78,5 @@ class Controlled(nn.Module):
             sides = (" x ".join(str(FACTOR * side) for side in each.shape[2:]) for each in (self.read, x))
             raise MineditError("the hint is of {} pixels, expected those of the picture, {}".format(*sides))
         inner = Attn(attn.attend) if attn else Attn()
-        found = self.control.residuals(x, t, context, self.read, inner)
-        return self.unet(x, t, context, attn, [each * self.scale for each in found])
+        found = [each * self.scale for each in self.control.residuals(x, t, context, self.read, inner)]
+        return self.unet(x, t, context, attn, found)

@@ -6,8 +6,6 @@ arXiv:2112.10752), `ldm/modules/diffusionmodules/openaimodel.py` and `ldm/module
 torch's GroupNorm and LayerNorm accumulate in float32 whatever the dtype of their input.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -228,7 +226,7 @@ class UNet(nn.Module):
             module.name = name  # by which a Rule is a ResBlock's
 
     def forward(
-        self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None, residuals: Sequence[Tensor] = ()
+        self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None, residuals: list[Tensor] | None = None
     ) -> Tensor:
         """x [B,4,h,w], timesteps t [B] in 0 … 999, text [B,T,context_dim] -> predicted noise [B,4,h,w].
 
