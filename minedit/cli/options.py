@@ -154,7 +154,7 @@ def _parser(defaults: dict) -> Parser:
     text = 'an edit a line: {"source": "...", "target": "..."}, and settings of its own, such as "seed": 3'
     change.add_argument("--pairs", metavar="FILE", type=path, help=text)
     change.add_argument("--method", default=DEFAULT, help=f"how to edit: {', '.join(METHODS)}")
-    text = "a photograph to edit, in place of a picture of SOURCE; SOURCE says what it shows, and inverts it"
+    text = "a photograph to edit, in place of a picture of SOURCE; it is inverted by SOURCE, which says what it shows"
     change.add_argument("--image", metavar="FILE", type=path, help=text)
     text = f"what the photograph is drawn again by: {', '.join(INVERSIONS)} (default: {INVERSION})"
     change.add_argument("--inversion", metavar="NAME", help=text)

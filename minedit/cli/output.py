@@ -23,6 +23,7 @@ from minedit.speed import threads
 
 if TYPE_CHECKING:
     from minedit.sampling.loop import Step
+    from minedit.settings import Settings
     from minedit.stack.model import Model
     from minedit.stack.tokens import Prompt
     from minedit.verbs.asked import OnStep
@@ -44,11 +45,12 @@ def check_prompt(sd: Model, text: str) -> Prompt:
     return prompt
 
 
-def forewarn(sd: Model, *texts: str) -> tuple[str, ...]:
+def forewarn(sd: Model, *texts: str, inverse: Settings | None = None) -> tuple[str, ...]:
     """Say, before anything is drawn, what is known of the prompts alone. Returns those notes."""
-    from minedit.verbs.results import reading
+    from minedit.verbs.results import reading, unsaid
 
-    notes = reading(sd, [sd.tokenizer.encode(text) for text in texts])
+    prompts = [sd.tokenizer.encode(text) for text in texts]
+    notes = *unsaid(prompts[0], inverse), *reading(sd, prompts)
     for note in notes:
         print(f"  note: {shown(note, 1000)}")
     return notes

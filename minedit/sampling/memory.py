@@ -9,22 +9,28 @@ import torch
 from minedit.config import MineditError
 from minedit.stack.model import Model
 
-UNET, VAE = 30, 4  # activations of their largest kind that are held at once; measured, as in tests/test_memory.py
+# activations of their largest kind that are held at once: measured, as is the UNet's row with gradients of the text
+UNET, VAE, GRADIENTS = 30, 4, 130
 
 
-def check_memory(sd: Model, rows: int, height: int, width: int) -> None:
-    """Raises MineditError where `rows` pictures of this size need more memory than their device has free."""
-    needs, there = needed(sd, rows, height, width), free(sd.device)
+def check_memory(sd: Model, rows: int, height: int, width: int, gradients: bool = False) -> None:
+    """Raises MineditError where `rows` pictures of this size need more memory than their device has free.
+
+    gradients: of the text, by one row of the UNet for each picture.
+    """
+    needs, there = needed(sd, rows, height, width, gradients), free(sd.device)
     if there is not None and needs > there:
         what = f"{rows} pictures of {height}x{width} pixels need" if rows > 1 else f"{height}x{width} pixels need"
         found = f"{what} about {needs / 1e9:,.1f} GB of memory, {there / 1e9:,.1f} GB are free on {sd.device}"
         raise MineditError(f"{found}; choose a smaller --height and --width, or fewer prompts at once")
 
 
-def needed(sd: Model, rows: int, height: int, width: int) -> int:
+def needed(sd: Model, rows: int, height: int, width: int, gradients: bool = False) -> int:
     """Bytes beside the weights: the most that the UNet or the decoder holds at once, about."""
     size, pixels = sd.dtype.itemsize, height * width
     latents = pixels // sd.config.vae.factor**2
+    if gradients:
+        return GRADIENTS * rows * latents * sd.config.unet.channels[0] * size
     unet = UNET * 2 * rows * latents * sd.config.unet.channels[0] * size
     if sd.attention == "eager" and sd.config.unet.attention[0]:
         unet += 2 * 2 * rows * sd.config.unet.heads * latents**2 * 4

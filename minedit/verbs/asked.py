@@ -39,6 +39,9 @@ def read_photo(sd: Model, image: Image | Tensor, run: Run) -> tuple[Photo, Run]:
         if image.ndim != 4 or image.shape[:2] != (1, channels) or not image.is_floating_point():
             found = f"image is a tensor {list(image.shape)} of {image.dtype}"
             raise MineditError(f"{found}, expected latents [1, {channels}, h, w] of floats, or a picture")
+        if not image.numel() or not image.isfinite().all():
+            what = "image is latents with NaN or infinity among them" if image.numel() else "image is no latents at all"
+            raise MineditError(f"{what}; expected finite ones, such as an edit's edited_latent")
         height, width = (side * factor for side in image.shape[2:])
         if (run.height or height, run.width or width) != (height, width):
             raise MineditError(f"the latents are of {height}x{width} pixels; expected that height and width, or none")

@@ -17,7 +17,7 @@ from minedit.settings import Settings
 from minedit.stack.model import Model
 from minedit.stack.tokens import align
 from minedit.verbs.asked import OnStep, check_model, read_photo, read_prompt
-from minedit.verbs.results import EditResult, change, reading, record, redrawn
+from minedit.verbs.results import EditResult, change, reading, record, redrawn, unsaid
 
 
 def edit(
@@ -43,7 +43,7 @@ def edit(
     """The picture of `source` and its edit into `target`, from one noise; or a photograph and its edit.
 
     Args:
-        source: what the picture shows; a photograph is inverted by it, and may have none: "".
+        source: what the picture shows; it is also the prompt that a photograph is inverted by. "" is noted there.
         method: one of `minedit.METHODS`.
         image: a photograph of any size and mode, or latents such as `EditResult.edited_latent`, [1, 4, h, w].
         inversion: one of `minedit.INVERSIONS`, of methods that need one; None for the default.
@@ -83,13 +83,14 @@ def edit(
         latents = torch.cat([way.source.to(latents), latents])
     latents, told = latents.cpu() / sd.config.latent_scale, way.told()
     images, decoding = pictures(sd, latents)
+    said = *unsaid(pair[0], inverse), *reading(sd, pair)
     return EditResult(
         source=images[0],
         edited=images[-1].copy(),
         source_latent=latents[:1],
         edited_latent=latents[-1:].clone(),
         words=told.words,
-        notes=(*told.notes, *redrawn(photo, images[0]), *change(images), *reading(sd, pair), *decoding),
+        notes=(*told.notes, *redrawn(photo, images[0]), *change(images), *said, *decoding),
         settings=record(sd, source, target, method, seed, run, chosen, photo and photo.digest, inverse),
         seconds=time.perf_counter() - began,
         statistics=told.statistics,
