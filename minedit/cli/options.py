@@ -21,6 +21,7 @@ from minedit.settings import Setting, settings
 
 DTYPES = ("float32", "float16", "bfloat16")
 ELSEWHERE = {  # verbs that read their own arguments
+    "compare": "draw one edit by several methods, side by side",
     "train": "train the parts of the embedded model",
     "judge": "measure what the embedded model draws",
     "kernels": "check and time attention functions, your own too",
@@ -154,10 +155,7 @@ def _parser(defaults: dict) -> Parser:
     text = 'an edit a line: {"source": "...", "target": "..."}, and settings of its own, such as "seed": 3'
     change.add_argument("--pairs", metavar="FILE", type=path, help=text)
     change.add_argument("--method", default=DEFAULT, help=f"how to edit: {', '.join(METHODS)}")
-    text = "a photograph to edit, in place of a picture of SOURCE; it is inverted by SOURCE, which says what it shows"
-    change.add_argument("--image", metavar="FILE", type=path, help=text)
-    text = f"what the photograph is drawn again by: {', '.join(INVERSIONS)} (default: {INVERSION})"
-    change.add_argument("--inversion", metavar="NAME", help=text)
+    add_photo(change)
     _run_options(change)
     kinds = [(f"--method {name}", kind) for name, kind in METHODS.items()]
     kinds += [(f"--inversion {name}", kind) for name, kind in INVERSIONS.items()]
@@ -204,18 +202,34 @@ def add_threads(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--threads", metavar="N", type=number(int, 1, 1000), help=text)
 
 
-def _run_options(parser: Parser) -> None:
+def add_numbers(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("the run")
     group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", default=[0], help=SEED.help)
     for field in fields(Numbers):
         _option(group, field, field.default, field.metadata["setting"])
+    group.add_argument("--out", metavar="FOLDER", type=path, default=Path("out"), help="where the files go, numbered")
+    return group
+
+
+def add_photo(parser: Parser) -> None:
+    text = "a photograph to edit, in place of a picture of SOURCE; it is inverted by SOURCE, which says what it shows"
+    parser.add_argument("--image", metavar="FILE", type=path, help=text)
+    text = f"what the photograph is drawn again by: {', '.join(INVERSIONS)} (default: {INVERSION})"
+    parser.add_argument("--inversion", metavar="NAME", help=text)
+
+
+def _run_options(parser: Parser) -> None:
+    group = add_numbers(parser)
     text = "a picture whose stored settings are the defaults"
     group.add_argument("--from", metavar="PNG", dest="origin", type=path, help=text)
-    group.add_argument("--out", metavar="FOLDER", type=path, default=Path("out"), help="where the files go, numbered")
     text = "of several runs, draw those too whose pictures, of the same settings, stand in the folder"
     group.add_argument("--again", action="store_true", help=text)
     text = "TAESD's weights: preview.png shows, every 5 steps, what the picture becomes (Stable Diffusion v1 only)"
     group.add_argument("--preview", metavar="FILE", help=text)
+    add_model(parser)
+
+
+def add_model(parser: Parser) -> None:
     group = parser.add_argument_group("the model")
     group.add_argument("--model", metavar="PATH", help=".ckpt, .safetensors or diffusers folder; else the embedded one")
     group.add_argument("--vae", metavar="PATH", help="a VAE's file or folder, for a model without one or in its place")

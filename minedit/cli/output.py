@@ -23,7 +23,6 @@ from minedit.speed import threads
 
 if TYPE_CHECKING:
     from minedit.sampling.loop import Step
-    from minedit.settings import Settings
     from minedit.stack.model import Model
     from minedit.stack.tokens import Prompt
     from minedit.verbs.asked import OnStep
@@ -45,12 +44,15 @@ def check_prompt(sd: Model, text: str) -> Prompt:
     return prompt
 
 
-def forewarn(sd: Model, *texts: str, inverse: Settings | None = None) -> tuple[str, ...]:
-    """Say, before anything is drawn, what is known of the prompts alone. Returns those notes."""
+def forewarn(sd: Model, *texts: str, inverted: bool = False) -> tuple[str, ...]:
+    """Say, before anything is drawn, what is known of the prompts alone. Returns those notes.
+
+    inverted: whether a photograph is, by the first of them.
+    """
     from minedit.verbs.results import reading, unsaid
 
     prompts = [sd.tokenizer.encode(text) for text in texts]
-    notes = *unsaid(prompts[0], inverse), *reading(sd, prompts)
+    notes = *unsaid(prompts[0], inverted), *reading(sd, prompts)
     for note in notes:
         print(f"  note: {shown(note, 1000)}")
     return notes

@@ -24,7 +24,7 @@ class EDICTConfig(Settings):
     """
 
     mix: float = setting(0.93, "share of its own that each latent keeps when the two are mixed", low=0.5, high=1)
-    strength: float = setting(0.8, "fraction of the steps that are drawn, the last ones: less keeps more", low=0, high=1)
+    strength: float = setting(0.8, "fraction of the steps that are drawn, the last ones: few keep more", low=0, high=1)
 
     def prepare(self, job: Job) -> Way:
         from minedit.inversion.coupled import inverted, redrawn  # torch's: settings are read without it

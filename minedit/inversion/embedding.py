@@ -44,31 +44,31 @@ def optimised(job: Job, trajectory: Tensor, settings: Settings) -> tuple[Tensor,
     def noise(net: nn.Module, x: Tensor, t: int, text: Tensor, attn: Attn) -> Tensor:
         return net(x.to(model.dtype), torch.full((1,), t, device=x.device), text.to(model.dtype), attn).float()
 
-    found, taken, latents = [], [], trajectory[0]
+    found, taken, latents = [], 0, trajectory[0]
     job.tick.total += len(schedule) * settings.inner_steps
     for index, (t, t_prev) in enumerate(schedule):
-        share = index / len(schedule)
+        share, before = index / len(schedule), taken
         with torch.no_grad():
             cond = noise(model.unet, latents, t, text, attn)
         empty = empty.detach().float().clone().requires_grad_()
         adam = torch.optim.Adam([empty], lr=settings.learning_rate * (1 - share / 2))
-        for inner in range(1, settings.inner_steps + 1):
+        for _ in range(settings.inner_steps):
             eps = two_way(noise(unet, latents, t, empty, Attn()), cond, guidance)  # sdpa: kernels have no gradients
             loss = F.mse_loss(ddim.step(latents, eps, t, t_prev)[0], trajectory[index + 1])
             (empty.grad,) = (grad / SCALE for grad in torch.autograd.grad(loss * SCALE, empty))
             if not empty.grad.isfinite().all():
                 raise overflow("the gradients of null-text inversion", model.dtype)
             adam.step()
+            taken += 1
             job.tick()
             if loss.item() < settings.early_stop + share * RISE:
                 break
-        taken.append(inner)
-        job.tick.total -= settings.inner_steps - inner
+        job.tick.total -= before + settings.inner_steps - taken
         found.append(empty.detach())
         with torch.no_grad():
             eps = two_way(noise(model.unet, latents, t, found[-1], attn), cond, guidance)
             latents = ddim.step(latents, eps, t, t_prev)[0]
-    notes = (f"null-text: {sum(taken)} steps of optimisation of {len(schedule) * settings.inner_steps} at most",)
+    notes = (f"null-text: {taken} steps of optimisation of {len(schedule) * settings.inner_steps} at most",)
     if model.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(model.device) / 1e9
         notes += (f"null-text: {peak:.1f} GB of GPU memory were taken at once, the model among them",)
@@ -101,6 +101,7 @@ def forgetful(unet: UNet) -> UNet:
     """The UNet, of the same layers, in blocks that are Forgetful; the one given is left as it is."""
     twin = copy.copy(unet)
     twin._modules = dict(unet._modules)
+    twin.__dict__.pop("forward", None)  # in whose place something may stand that runs the other one
     for name in ("input_blocks", "output_blocks"):
         setattr(twin, name, nn.ModuleList(Forgetful(block) for block in getattr(unet, name)))
     twin.middle_block = Forgetful(unet.middle_block)

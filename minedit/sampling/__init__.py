@@ -9,5 +9,6 @@ guidance.py  noise predictions with and without the prompt → one
 memory.py    whether a picture's memory is there
 loop.py      the sampling loop
 way.py       what an edit may do in it
+together.py  several edits of one source in one batch
 ```
 """

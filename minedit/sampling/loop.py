@@ -163,22 +163,23 @@ class Ticks:
             self.progress(self.done, self.total)
 
 
+def check_sides(sd: Model, run: Numbers) -> None:
+    """Raises MineditError where a height or width that is given is no whole number of latents."""
+    multiple = sd.config.vae.factor
+    for name, side in (("height", run.height), ("width", run.width)):
+        whole = isinstance(side, Integral) and not isinstance(side, bool)
+        if side is not None and (not whole or side < 1 or side % multiple):
+            raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
+
+
 @dataclass(frozen=True)
 class Run(Numbers):
     """A sampling run."""
 
     def fits(self, sd: Model, rows: int) -> None:
         """Raises MineditError where height or width is no whole number of latents, or `rows` pictures are too large."""
-        self.check_sides(sd)
+        check_sides(sd, self)
         check_memory(sd, rows, *(side or sd.config.image_size for side in (self.height, self.width)))
-
-    def check_sides(self, sd: Model) -> None:
-        """Raises MineditError where height or width, if it is given, is no whole number of latents."""
-        multiple = sd.config.vae.factor
-        for name, side in (("height", self.height), ("width", self.width)):
-            whole = isinstance(side, Integral) and not isinstance(side, bool)
-            if side is not None and (not whole or side < 1 or side % multiple):
-                raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
 
     @torch.inference_mode()
     def __call__(

@@ -10,7 +10,7 @@ from minedit.config import MineditError
 from minedit.stack.model import Model
 
 # activations of their largest kind that are held at once: measured, as is the UNet's row with gradients of the text
-UNET, VAE, GRADIENTS = 30, 4, 130
+UNET, VAE, GRADIENTS = 30, 4, 100
 
 
 def check_memory(sd: Model, rows: int, height: int, width: int, gradients: bool = False) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from minedit import photo as photos
 from minedit.config import MineditError, shown
 from minedit.sampling.coded import encode
-from minedit.sampling.loop import Run, Step
+from minedit.sampling.loop import Run, Step, check_sides
 from minedit.sampling.way import Photo
 from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt
@@ -43,7 +43,8 @@ def read_photo(sd: Model, image: Image | Tensor, run: Run) -> tuple[Photo, Run]:
             what = "image is latents with NaN or infinity among them" if image.numel() else "image is no latents at all"
             raise MineditError(f"{what}; expected finite ones, such as an edit's edited_latent")
         height, width = (side * factor for side in image.shape[2:])
-        if (run.height or height, run.width or width) != (height, width):
+        check_sides(sd, run)
+        if run.height not in (None, height) or run.width not in (None, width):
             raise MineditError(f"the latents are of {height}x{width} pixels; expected that height and width, or none")
         latents = image.detach().to(sd.device, torch.float32) * sd.config.latent_scale
         digest = photos.digest(latents.cpu().numpy().tobytes())
@@ -58,7 +59,8 @@ def read_photo(sd: Model, image: Image | Tensor, run: Run) -> tuple[Photo, Run]:
 
 
 def sized(sd: Model, image: Image, run: Run) -> Run:
-    """The run, in the size in which a photograph is edited."""
+    """The run, in the size in which a photograph is edited. Raises MineditError."""
+    check_sides(sd, run)
     least = sd.config.vae.factor * 2 ** (len(sd.config.unet.channels) - 1)  # a pixel of the UNet's coarsest map
     height, width = photos.sides(image.size, sd.config.image_size, least, run.height, run.width)
     return replace(run, height=height, width=width)
