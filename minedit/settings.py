@@ -6,6 +6,7 @@ docs/methods.md are made from the same fields.
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
@@ -78,13 +79,17 @@ class Setting:
         except (TypeError, ValueError):
             raise self._wrong(name, value) from None
         index, factor = Setting("", int, 0), Setting("", float)
-        return tuple(
+        pairs = [
             (
                 word if isinstance(word, str) else index.check(f"a word of {name}", word),
                 factor.check(f"{name} of {word!r}", x),
             )
             for word, x in pairs
-        )
+        ]
+        word, times = max(Counter(word for word, _ in pairs).items(), key=lambda each: each[1], default=("", 0))
+        if times > 1:
+            raise MineditError(f"{name} has {shown(repr(word), SHOWN)} {times} times; give it one factor")
+        return tuple(pairs)
 
     def _wrong(self, name: str, value: object) -> MineditError:
         try:

@@ -17,7 +17,7 @@ from minedit.cli import options, output
 from minedit.config import MineditError, foreign_json, shown
 from minedit.inversion.choose import inversion_settings
 from minedit.methods.choose import METHODS, method_settings
-from minedit.methods.p2p import word_indices
+from minedit.methods.p2p import word_weights
 from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import Settings, settings
 
@@ -57,8 +57,7 @@ class Asked:
             target = [output.check_prompt(sd, text) for text in (self.source, self.target) if text][-1]
             if not self.image:
                 Run(**asdict(self.run)).fits(sd, 2)
-            for word, _ in getattr(self.settings, "reweight", ()):
-                word_indices(sd.tokenizer, target, word)
+            word_weights(sd.tokenizer, target, getattr(self.settings, "reweight", ()))
         except MineditError as error:
             raise MineditError(f"{self.where}{error}") from error
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Attn, Rule, Seen
+from minedit.attention.rules import Attn, Rule, Seen, spread
 from minedit.sampling import ddim
 from minedit.sampling.guidance import two_way
 from minedit.sampling.loop import Predict, Step, embed
@@ -76,18 +76,8 @@ def few(model: Model, latents: Tensor, t: int, attn: Attn, context: Tensor, by: 
     inner = replace(attn, rules={name: rule.moved(to, len(rows)) for name, rule in attn.rules.items()}, seen={})
     batch = torch.cat([latents, latents])[rows].to(model.dtype)
     times = torch.full((len(rows),), t, device=latents.device)
-    found = model.unet(batch, times, context[rows], inner).float()
-    attn.seen.update({name: _spread(seen, to, count) for name, seen in inner.seen.items()})
-    return _rows(found, to, count)
-
-
-def _rows(x: Tensor, to: Mapping[int, int], count: int) -> Tensor:
-    """Row to[r] of x [R, ...] at row r of [count, ...], 0 elsewhere."""
-    whole = x.new_zeros(count, *x.shape[1:])
-    whole[list(to)] = x[list(to.values())]
-    return whole
-
-
-def _spread(seen: Seen, to: Mapping[int, int], count: int) -> Seen:
-    columns = None if seen.columns is None else _rows(seen.columns, to, count)
-    return Seen(_rows(seen.hidden, to, count), columns)
+    found, order, places = model.unet(batch, times, context[rows], inner).float(), [*to.values()], [*to]
+    for name, seen in inner.seen.items():
+        columns = None if seen.columns is None else seen.columns[order]
+        attn.seen[name] = Seen(seen.hidden[order], columns).placed(places, count)
+    return spread(found[order], places, count)

@@ -19,6 +19,7 @@ Agrees with the released code (google/prompt-to-prompt), its step counts include
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,10 +68,7 @@ def plan(model: Model, source: Prompt, target: Prompt, steps: int, settings: P2P
     cross = min(int(settings.cross_steps * (steps + 1)), steps)  # the released code counts steps + 1 here, not below
     replace = is_replacement(source, target, alignment)
     kept = [cross if replace or pair.kind == "kept" else 0 for pair in alignment.pairs]
-    weights = [1.0] * len(target.words)
-    for word, factor in settings.reweight:
-        for index in word_indices(model.tokenizer, target, word):
-            weights[index] = float(factor)
+    weights = word_weights(model.tokenizer, target, settings.reweight)
     return Plan(
         cross_sites=cross_sites(model.unet.sites),
         self_sites=injected_sites(model.unet.sites, model.config),
@@ -92,6 +90,18 @@ def is_replacement(source: Prompt, target: Prompt, alignment: Alignment) -> bool
     """Whether the prompts have as many words and differ by replaced words only."""
     same = len(source.words) == len(target.words) and not alignment.removed
     return same and all(pair.kind != "inserted" for pair in alignment.pairs)
+
+
+def word_weights(tokenizer: Tokenizer, prompt: Prompt, reweight: Sequence[tuple[str | int, float]]) -> list[float]:
+    """A factor for each word of `prompt`, 1 where none is given. Raises MineditError, also for a word given two."""
+    found: dict[int, tuple[str | int, float]] = {}
+    for word, factor in reweight:
+        for index in word_indices(tokenizer, prompt, word):
+            if index in found:
+                text, names = prompt.words[index].text, f"{found[index][0]!r} and {word!r}"
+                raise MineditError(f"reweight gives the word {text!r} two factors, as {names}; give it one")
+            found[index] = word, float(factor)
+    return [found[index][1] if index in found else 1.0 for index in range(len(prompt.words))]
 
 
 def word_indices(tokenizer: Tokenizer, prompt: Prompt, word: str | int) -> tuple[int, ...]:

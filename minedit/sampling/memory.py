@@ -9,8 +9,10 @@ import torch
 from minedit.config import MineditError
 from minedit.stack.model import Model
 
-# activations of their largest kind that are held at once: measured, as is the UNet's row with gradients of the text
-UNET, VAE, GRADIENTS = 30, 4, 100
+# activations of their largest kind that are held at once; benchmarks/memory.py. GRADIENTS: in a row that asks for those
+# of the text, and whose blocks keep their inputs alone (inversion/embedding.py); at latents of 64 x 64, SD-v1.4 held 68,
+# the embedded model 88
+UNET, VAE, EAGER, GRADIENTS = 34, 4, 3, 90
 
 
 def check_memory(sd: Model, rows: int, height: int, width: int, gradients: bool = False) -> None:
@@ -27,17 +29,31 @@ def check_memory(sd: Model, rows: int, height: int, width: int, gradients: bool 
 
 def needed(sd: Model, rows: int, height: int, width: int, gradients: bool = False) -> int:
     """Bytes beside the weights: the most that the UNet or the decoder holds at once, about."""
-    size, pixels = sd.dtype.itemsize, height * width
-    latents = pixels // sd.config.vae.factor**2
     if gradients:
-        return GRADIENTS * rows * latents * sd.config.unet.channels[0] * size
+        return of_gradients(sd, rows, height, width)
+    return max(of_unet(sd, rows, height, width), of_decoder(sd, rows, height, width))
+
+
+def of_gradients(sd: Model, rows: int, height: int, width: int) -> int:
+    latents = height * width // sd.config.vae.factor**2
+    return GRADIENTS * rows * latents * sd.config.unet.channels[0] * sd.dtype.itemsize
+
+
+def of_unet(sd: Model, rows: int, height: int, width: int) -> int:
+    """Of `rows` pictures, each with and without its prompt; and of one convolution's weights, in another order."""
+    size, latents = sd.dtype.itemsize, height * width // sd.config.vae.factor**2
     unet = UNET * 2 * rows * latents * sd.config.unet.channels[0] * size
     if sd.attention == "eager" and sd.config.unet.attention[0]:
-        unet += 2 * 2 * rows * sd.config.unet.heads * latents**2 * 4
+        unet += EAGER * 2 * rows * sd.config.unet.heads * latents**2 * 4
+    return unet + max(weight.numel() for weight in sd.unet.parameters()) * size
+
+
+def of_decoder(sd: Model, rows: int, height: int, width: int) -> int:
+    size, pixels = sd.dtype.itemsize, height * width
     decoder = VAE * rows * pixels * max(sd.config.vae.channels[:2]) * size
     if sd.device.type == "cpu":  # its attention has all scores at once there, and their softmax
-        decoder = max(decoder, 2 * rows * latents**2 * size)
-    return max(unet, decoder)
+        decoder = max(decoder, 2 * rows * (pixels // sd.config.vae.factor**2) ** 2 * size)
+    return decoder
 
 
 def free(device: torch.device) -> int | None:
