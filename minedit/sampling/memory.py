@@ -10,8 +10,7 @@ from minedit.config import MineditError
 from minedit.stack.model import Model
 
 # activations of their largest kind that are held at once; benchmarks/memory.py. GRADIENTS: in a row that asks for those
-# of the text, and whose blocks keep their inputs alone (inversion/embedding.py); at latents of 64 x 64, SD-v1.4 held 68,
-# the embedded model 88
+# of the text, its blocks keeping their inputs alone; of latents of 64 x 64, SD-v1.4 held 68, the embedded model 88
 UNET, VAE, EAGER, GRADIENTS = 34, 4, 3, 90
 
 
