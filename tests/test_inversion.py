@@ -142,7 +142,7 @@ def test_inversions_that_cannot_be(sd, photo, more, said):
 
 def test_an_empty_source_prompt_is_noted(sd, photo):
     said = "the source prompt is empty: the photograph is inverted by no text"
-    for inversion in minedit.INVERSIONS:
+    for inversion in ("direct", "negative-prompt"):
         assert any(note.startswith(said) for note in edit(sd, photo, inversion, source="").notes)
     assert not any(note.startswith(said) for note in edit(sd, photo, "direct").notes)
     with pytest.raises(MineditError, match="prompt is ''"):
