@@ -17,7 +17,7 @@ from minedit.inversion.choose import DEFAULT as INVERSION
 from minedit.inversion.choose import INVERSIONS
 from minedit.methods.choose import DEFAULT, METHODS
 from minedit.sampling.numbers import SEED, Numbers
-from minedit.settings import Setting, settings
+from minedit.settings import Setting, own_first, settings
 
 DTYPES = ("float32", "float16", "bfloat16")
 ELSEWHERE = {  # verbs that read their own arguments
@@ -32,16 +32,12 @@ ELSEWHERE = {  # verbs that read their own arguments
 
 def reader(*settings: Setting) -> Callable[[str], object]:
     """How to read what is one of these settings; several methods may have one of a name."""
-    wanted = "WORD=FACTOR, such as red=2" if settings[0].kind is dict else settings[0].expected
 
     def read(text: str) -> object:
         for each in settings:
             with suppress(ValueError, MineditError):
-                if each.kind is not dict:
-                    return each.check("", each.kind(text))
-                word, factor = text.rsplit("=", 1)
-                return each.check("", [(word, float(factor))])[0]
-        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected {wanted}")
+                return each.read(text)
+        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected {settings[0].typed}")
 
     return read
 
@@ -166,10 +162,10 @@ def _parser(defaults: dict) -> Parser:
     kinds += [(f"--inversion {name}", kind) for name, kind in INVERSIONS.items()]
     for name, kind in kinds:
         group = change.add_argument_group(f"settings of {name}")
-        for field in fields(kind):
-            named = [settings(other)[field.name] for _, other in kinds if field.name in settings(other)]
-            if named[0] is settings(kind)[field.name]:  # the first one's option is that of all
-                _option(group, field, argparse.SUPPRESS, *named)
+        for field in own_first(kind):
+            owners = [other for _, other in kinds if field.name in settings(other)]
+            if owners[0] is kind:  # its option is that of all
+                _option(group, field, argparse.SUPPRESS, *(settings(other)[field.name] for other in owners))
 
     for verb in (draw, change):
         verb.set_defaults(**defaults)
@@ -189,7 +185,7 @@ def _verb(verbs: argparse._SubParsersAction, name: str, text: str) -> Parser:
 def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named: Setting) -> None:
     """The option of a setting. absent: its value where it is not given; named: what methods have by this name."""
     each, flag = named[0], field.name.replace("_", "-")
-    text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in (int, float) and bool(each.range))
+    text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in (int, float, tuple) and bool(each.range))
     text += f" (default: {each.none if field.default is None else field.default})" * (field.default not in ((), ""))
     if each.kind is bool and each.choices:  # a switch with more positions
         group.add_argument(f"--no-{flag}", dest=field.name, action="store_false", default=absent, help="without")
@@ -197,9 +193,9 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
     elif each.kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
     else:
-        metavar = {int: "N", float: "X", str: "|".join(each.choices) or "TEXT", dict: "WORD=FACTOR"}[each.kind]
-        how = {"type": reader(*named), "metavar": metavar}
-        how |= {"nargs": "+", "action": Several} if each.kind is dict else {}
+        how = {"type": reader(*named), "metavar": each.form}
+        how |= {"action": Several} if each.kind in (dict, list) else {}
+        how |= {"nargs": "+"} if each.kind is dict else {}
     group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
 
 

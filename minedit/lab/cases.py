@@ -170,11 +170,11 @@ def _planned(
     plan = Plan(
         cross_sites=(LAYER,),
         columns=columns,
-        pinned=tuple(int(has and follow > 0 and j % follow == 0) for j, has in enumerate(has_source.tolist())),
+        pinned=tuple((0, int(has and follow > 0 and j % follow == 0)) for j, has in enumerate(has_source.tolist())),
         gated=tuple(has_source.tolist()),
         gates={LAYER: Gate(keys, scale=0.95, slope=1.0, centre=True)} if gated else {},
         weights=weights,
-        weight_steps=1,
+        weighted=((0, 1),) * len(weights),
     )
     return plan.rules(0)[LAYER].resolve(torch.randn(4, shape.N, FEATURES, generator=draw))
 
