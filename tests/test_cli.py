@@ -72,7 +72,7 @@ def test_edit_writes_pictures_and_settings(run, capsys):
         "auto (sdpa)",
         "sitting  inserted  0.00",
         "out/0001-edited.png",
-        " s; wrote",
+        " rows of the UNet; wrote",
     ):
         assert part in said, part
 

@@ -21,6 +21,7 @@ from minedit.methods.fixedseed import FixedSeedConfig
 from minedit.sampling import ddim, memory
 from minedit.sampling.coded import encode
 from minedit.sampling.loop import guided
+from minedit.sampling.rows import needed
 from minedit.stack.unet import UNet
 
 BOY, SITTING = "a boy in the park", "a sitting boy in the park"
@@ -273,7 +274,7 @@ def test_a_moved_rule_does_to_fewer_rows_what_it_did_to_all(rule):
     else:
         k, v = normal("k of pixels", 4, 2, 6, 8), normal("v of pixels", 4, 2, 6, 8)
         whole = eager(q, k, v, rule)
-    rows = spared.needed({"layer": rule}, [1, 3], set())
+    rows = needed({"layer": rule}, [1, 3], set())
     to = {row: at for at, row in enumerate(rows)}
     found = eager(q[rows], k[rows], v[rows], rule.moved(to, len(rows)))
     for row in (1, 3):
@@ -284,10 +285,10 @@ def test_a_moved_rule_does_to_fewer_rows_what_it_did_to_all(rule):
 
 def test_rows_that_are_needed():
     read = {"a": Rule(k_rows=(0, 0, 2, 2)), "b": Rule(q_rows=(0, 1, 2, 1))}
-    assert spared.needed({}, [1, 3], set()) == [1, 3]
-    assert spared.needed({"a": ROWS[1]}, [1, 3], set()) == [1, 2, 3]
-    assert spared.needed(read, [3], set()) == [0, 1, 2, 3]  # 3 reads 1 and 2, 1 reads 0
-    assert spared.needed({}, [1, 3], {2}) == [1, 2, 3]
+    assert needed({}, [1, 3], set()) == [1, 3]
+    assert needed({"a": ROWS[1]}, [1, 3], set()) == [1, 2, 3]
+    assert needed(read, [3], set()) == [0, 1, 2, 3]  # 3 reads 1 and 2, 1 reads 0
+    assert needed({}, [1, 3], {2}) == [1, 2, 3]
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------

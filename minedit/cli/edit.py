@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> None:
                 print(f"  {text:{width}}  {word.kind:8}  {word.tau:.2f}")
             pictures = {"source": res.source, "edited": res.edited}
             pictures["grid"] = image.grid([res.source, res.edited], [each.source, each.target])
-            found = {"words": [asdict(word) for word in res.words], "notes": list(res.notes), **each.more}
+            found = {"words": [asdict(word) for word in res.words], "notes": list(res.notes), "unet_rows": res.rows}
             output.write(
-                args.out, f"seed{seed}-" if len(runs) > 1 else "", pictures, settings, found, res.seconds, said
+                args.out, f"seed{seed}-" * (len(runs) > 1), pictures, settings, found | each.more, res.seconds, said
             )
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from minedit.verbs.asked import OnStep
 
 PREVIEW_EVERY = 5  # steps
-FOUND = {"words", "notes", "pair", "seconds", "versions", "files", "threads"}  # in a record, beside what is asked for
+# in a record, beside what is asked for
+FOUND = {"words", "notes", "pair", "unet_rows", "seconds", "versions", "files", "threads"}
 
 
 def arguments(args: argparse.Namespace, seed: int) -> dict:
@@ -232,4 +233,5 @@ def write(
         path = folder / f"{number:04d}-{name}{settings['verb']}.json"
         image.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     *others, last = files.values()  # the last picture is what one opens
-    print(f"  {seconds:.1f} s; wrote {', '.join(map(str, [*others, path, last]))}")
+    cost = f", {found['unet_rows']:,} rows of the UNet" if "unet_rows" in found else ""
+    print(f"  {seconds:.1f} s{cost}; wrote {', '.join(map(str, [*others, path, last]))}")

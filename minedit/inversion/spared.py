@@ -1,17 +1,16 @@
 """Fewer rows of the UNet: a row whose noise is known, or that of another row, is computed only for others to read."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Attn, Rule, Seen, spread
+from minedit.attention.rules import Attn
 from minedit.sampling import ddim
 from minedit.sampling.guidance import two_way
 from minedit.sampling.loop import Predict, Step, embed
+from minedit.sampling.rows import few, needed
 from minedit.sampling.way import Job
-from minedit.stack.model import Model
 
 
 def back_on(trajectory: Tensor) -> Callable[[Step], Tensor]:
@@ -55,29 +54,3 @@ def led_from_source(job: Job) -> Predict:
         return two_way(*few(model, latents, t, attn, context, by).chunk(2), guidance)
 
     return predict
-
-
-def needed(rules: Mapping[str, Rule], drawn: list[int], more: set[int]) -> list[int]:
-    """The rows `drawn` and `more`, and all that these read by any rule, in order."""
-    found, fresh = set(), {*drawn, *more}
-    while fresh:
-        found |= fresh
-        fresh = {row for rule in rules.values() for each in fresh for row in rule.reads(each)} - found
-    return sorted(found)
-
-
-def few(model: Model, latents: Tensor, t: int, attn: Attn, context: Tensor, by: Mapping[int, int]) -> Tensor:
-    """The noise [2B, 4, h, w] of B latents, of which row r is computed as row by[r]; of others it is 0.
-
-    So is what layers report of them.
-    """
-    rows, count = sorted({*by.values()}), 2 * len(latents)
-    to = {row: rows.index(at) for row, at in by.items()}
-    inner = replace(attn, rules={name: rule.moved(to, len(rows)) for name, rule in attn.rules.items()}, seen={})
-    batch = torch.cat([latents, latents])[rows].to(model.dtype)
-    times = torch.full((len(rows),), t, device=latents.device)
-    found, order, places = model.unet(batch, times, context[rows], inner).float(), [*to.values()], [*to]
-    for name, seen in inner.seen.items():
-        columns = None if seen.columns is None else seen.columns[order]
-        attn.seen[name] = Seen(seen.hidden[order], columns).placed(places, count)
-    return spread(found[order], places, count)

@@ -16,6 +16,10 @@ wordmaps.py    what attention says about words: maps, similarity, τ
 running.py     word statistics → a plan
 adapedit.py    AdapEdit: a time per word (FWT), a weight per pixel (DPS); with a statistics pass or without
 fixedseed.py   the target prompt from the same noise
+sdedit.py      the target prompt from the source, noised
+offset.py      what a difference of predictions adds to the source, step by step
+flow.py        the source moved by that difference, with no inversion
+instructpix2pix.py  an instruction, by a model of eight channels
 choose.py      names → methods
 ```
 """
