@@ -143,7 +143,7 @@ def add_numbers(parser: Parser) -> argparse._ArgumentGroup:
 
 
 def add_photo(parser: Parser) -> None:
-    text = "a photograph to edit, in place of a picture of SOURCE; SOURCE says what it shows, and inverts it"
+    text = "a photograph to edit, in place of a picture of SOURCE; it is inverted by SOURCE, which says what it shows"
     parser.add_argument("--image", metavar="FILE", type=path, help=text)
     text = f"what the photograph is drawn again by: {', '.join(INVERSIONS)} (default: {INVERSION})"
     parser.add_argument("--inversion", metavar="NAME", help=text)

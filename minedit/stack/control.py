@@ -6,7 +6,7 @@ down hands to its way up. Module names are those of the released files after `co
 
 from torch import Tensor, nn
 
-from minedit.attention.rules import Attn, Site
+from minedit.attention.rules import Attn
 from minedit.config import MineditError, UNetConfig
 from minedit.stack.unet import UNet
 
@@ -64,13 +64,12 @@ class Controlled(nn.Module):
         self.unet, self.control, self.scale = unet, control, scale
         self.read = control.input_hint_block(hint)
 
-    @property
-    def fast(self) -> bool:
-        return self.unet.fast
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return self.unet.sites
+    def __getattr__(self, name: str) -> object:
+        """What else is asked of it, such as `sites`, is the UNet's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("unet"), name)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None) -> Tensor:
         """As `UNet.forward`."""

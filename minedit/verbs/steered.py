@@ -50,7 +50,7 @@ def steered(
     run.fits(sd, 1)
     sides = (side or sd.config.image_size for side in (run.height, run.width))
     pixels = (to_tensor(photo.fitted(hint, *sides)) / 2 + 0.5).to(sd.device, sd.dtype)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # in which null-text inversion finds it
         unet = Controlled(sd.unet, control, pixels, float(scale)).eval()
     return replace(sd, unet=unet, kept=(*sd.kept, *control.kept)), run, settings(control, hint, scale)
 
