@@ -309,6 +309,17 @@ def test_a_picture_says_what_steered_it_and_is_made_again(sd, file, hint, tmp_pa
         assert says in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 
+@torch.no_grad()
+def test_a_latent_consistency_model_is_steered_by_the_time_alone(sd, control):
+    """Its ControlNet is told no guidance scale: what it adds is that of another model's at the same time."""
+    unet = fill(UNet(replace(sd.config.unet, guidance_dim=8)))
+    x, t, context = normal("x", 1, 4, 8, 8), torch.tensor([[500.0, 8.0]]), normal("context", 1, TOKENS, 16)
+    seen = normal("hint", 1, 3, 64, 64).sigmoid()
+    steered = Controlled(unet, control, seen, 1.0)(x, t, context)
+    assert torch.equal(steered, unet(x, t, context, None, control(x, t[:, 0], context, seen)))
+    assert not torch.allclose(steered, unet(x, t, context), atol=1e-2)
+
+
 def test_a_steered_picture_asks_for_more_memory(sd, control):
     steered = replace(sd, unet=Controlled(sd.unet, control, torch.zeros(1, 3, 64, 64), 1.0))
     with torch.no_grad():
