@@ -44,9 +44,9 @@ FIGURE, APPLES = Factors("boy", "park", "red", pose="standing"), Factors("apple"
 
 
 class Pictures(list):
-    """What training asks of `Drawings`: a picture [3,H,W] each, and their factors."""
+    """What training asks of `Drawings`: a picture [3,H,W] each, their factors and seeds."""
 
-    factors = [FIGURE, APPLES] * 12
+    factors, seeds = [FIGURE, APPLES] * 12, range(24)
 
     def tensor(self, picked):
         return torch.stack([self[i] for i in picked])

@@ -54,7 +54,7 @@ def train(stage: str, config: Config, args: argparse.Namespace) -> None:
         _keep(train_text(config, tokenizer(config), seen, unseen, run), run.folder)
     else:
         with first_worker_first():
-            kept = Drawings(data, max(FEWEST, args.scenes // 4), size, run.seed + 1, unseen=True)
+            kept = Drawings(data, max(FEWEST, args.scenes // 2), size, run.seed + 1, unseen=True)
         judge = train_judge(seen, kept, unseen, run)
         if worker() == 0:
             save_judge(judge, run.folder / "judge.safetensors")
