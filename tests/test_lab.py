@@ -21,12 +21,12 @@ from minedit import cli
 from minedit.attention.eager import eager
 from minedit.attention.rules import Attend, Edit, Rule
 from minedit.attention.sdpa import sdpa
-from minedit.cli.kernels import named_functions
 from minedit.config import SD14, MineditError
 from minedit.lab.bench import Ceiling, timing, traffic
 from minedit.lab.cases import RULES, Shape, cases, real_shapes, small_shapes
 from minedit.lab.check import answers, judge
 from minedit.lab.oracle import oracle
+from minedit.lab.table import named_functions
 from minedit.methods.plan import SELF_RULE
 from minedit.stack.unet import UNet
 
@@ -499,6 +499,10 @@ def test_a_file_that_is_not_the_labs_is_left_alone(lab):
     assert table.read_text() == "a,b\n1,2\n"
 
 
+def test_names_of_rules_name_them():
+    assert all(make.__name__ == f"_{name.replace('-', '_')}" for name, make in RULES.items())
+
+
 @pytest.mark.parametrize(
     "argv, said",
     [
@@ -520,7 +524,7 @@ def test_a_mistake_in_an_argument_is_one_line(argv, said, lab, monkeypatch, tmp_
 
 def test_large_maps_are_tried_on_a_cpu_only_when_asked_for(monkeypatch, lab):
     monkeypatch.setattr(
-        "minedit.cli.kernels.real_shapes", lambda: tuple(Shape("self", 4, 1, n, n, 8, columns=False) for n in (20, 40))
+        "minedit.lab.table.real_shapes", lambda: tuple(Shape("self", 4, 1, n, n, 8, columns=False) for n in (20, 40))
     )
     monkeypatch.setattr("minedit.lab.cases.HEAVY", 40 * 40)
     command = "check", "--shapes", "real", "--rules", "inject", "--attention", "sdpa", "--device", "cpu"
@@ -538,8 +542,8 @@ def test_functions_are_those_of_the_device(monkeypatch, capsys):
             raise MineditError("no compiler")
         return eager
 
-    monkeypatch.setattr("minedit.cli.kernels.backend", backend)
-    monkeypatch.setattr("minedit.cli.kernels.resolve", lambda name, device: f"{name} of {device}")
+    monkeypatch.setattr("minedit.lab.table.backend", backend)
+    monkeypatch.setattr("minedit.lab.table.resolve", lambda name, device: f"{name} of {device}")
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert (
         list(named_functions(None, gpu)) == ["eager", "sdpa"]

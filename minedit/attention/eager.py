@@ -6,7 +6,7 @@ In: q [B,H,N,D], k and v [B,H,T,D], maybe a Rule. Out: [B,H,N,D], and on request
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Rule, check, float32
+from minedit.attention.rules import Edit, Rule, check, float32
 
 
 def eager(
@@ -21,11 +21,15 @@ def eager(
         probabilities = scores.softmax(dim=-1)
         rows = list(probabilities)  # of [H, N, T]
         for edit in rule.edits:
-            own, source = probabilities[edit.row], probabilities[edit.source]
-            if edit.columns is not None:
-                source = source @ edit.columns.to(source)
-            pin, blend, keep = (x.to(own) for x in (edit.pin, edit.blend, edit.own))
-            w = 1.0 if edit.gate is None else edit.gate.to(own)[:, None]  # [N, 1]
-            rows[edit.row] = pin * source + blend * ((1 - w) * source + w * own) + keep * own
+            rows[edit.row] = edited(probabilities[edit.row], probabilities[edit.source], edit)
         out = (torch.stack(rows) @ v.float()).to(v.dtype)  # [B, H, N, D]
     return (out, probabilities.mean(dim=1)) if columns else out
+
+
+def edited(own: Tensor, source: Tensor, edit: Edit) -> Tensor:
+    """M of an Edit, its gate resolved, from P_t and P_s [..., N, T]: of heads, or of their means, as it is linear."""
+    if edit.columns is not None:
+        source = source @ edit.columns.to(source)
+    pin, blend, keep = (x.to(own) for x in (edit.pin, edit.blend, edit.own))
+    w = 1.0 if edit.gate is None else edit.gate.to(own)[:, None]  # [N, 1]
+    return pin * source + blend * ((1 - w) * source + w * own) + keep * own

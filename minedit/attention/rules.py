@@ -9,7 +9,7 @@ of a head, C = H·D.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -163,6 +163,11 @@ class Seen:
     hidden: Tensor  # [B,N,C] the layer-normed input of the layer: E_[V]
     columns: Tensor | None  # [B,N,T] float32, probabilities before any edit, mean over heads; None: not asked for
 
+    def placed(self, rows: Sequence[int], count: int) -> Seen:
+        """Of a batch of `count` rows, of which these were computed; the others are 0."""
+        columns = None if self.columns is None else spread(self.columns, rows, count)
+        return Seen(spread(self.hidden, rows, count), columns)
+
 
 Attend = Callable[..., Tensor | tuple[Tensor, Tensor]]  # the signature of eager.eager
 
@@ -175,6 +180,13 @@ class Attn:
     rules: Mapping[str, Rule] = field(default_factory=dict)  # by site name
     watch: Mapping[str, bool] = field(default_factory=dict)  # sites that fill `seen`, and whether with columns
     seen: dict[str, Seen] = field(default_factory=dict)  # filled by the watched layers
+
+
+def spread(x: Tensor, rows: Sequence[int], count: int) -> Tensor:
+    """x [R, ...] at `rows` of [count, ...], 0 elsewhere."""
+    whole = x.new_zeros(count, *x.shape[1:])
+    whole[list(rows)] = x
+    return whole
 
 
 def float32(x: Tensor) -> torch.autocast:

@@ -17,6 +17,7 @@ train.py
 judge.py
 kernels.py
 words.py
+fetch.py
 weights.py
 ```
 """

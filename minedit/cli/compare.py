@@ -3,8 +3,7 @@
 import argparse
 import time
 
-from minedit import image, photo
-from minedit.cli import options, output
+from minedit.cli import options
 from minedit.cli.parser import Formatter, Parser
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import inversion_settings
@@ -15,16 +14,20 @@ from minedit.sampling.numbers import SEED
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     args.made, args.lora = {}, args.lora or []
+    from minedit import image, photo  # and what draws, once the arguments are right
+    from minedit.cli import output
+
     picture = photo.upright(photo.read(args.image)) if args.image else None
     if args.inversion:
         inversion_settings(picture is not None, None, args.inversion, {})
-    from minedit.verbs.edit import edit  # and torch, once the arguments are right
+    from minedit.verbs.edit import edit  # and torch, once the photograph is read
 
     with output.folder(args.out):
         sd = output.load(args)
         cells, captions, rows, failed = [], [], [], None
         print(f"\n{shown(repr(args.source), 400)} -> {shown(repr(args.target), 400)}")
         output.forewarn(sd, args.source, args.target)
+        output.check_letters(args.source, args.target)
         began = time.perf_counter()
         for seed in args.seeds or args.seed:
             run = output.arguments(args, seed)

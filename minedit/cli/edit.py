@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> None:
         preview = output.preview(args, sd)
         for each in edits:
             each.check(sd)
+        output.check_letters(*(text for each in edits for text in (each.source, each.target) if text))
         for each, seed in runs:
             what = each.source, each.target, each.method
             picture, digest = _photo(args, each)

@@ -11,13 +11,13 @@ from dataclasses import Field, fields
 from pathlib import Path
 
 from minedit import __version__
-from minedit.cli.parser import Formatter, Parser
+from minedit.cli.parser import Formatter, Parser, Several
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import DEFAULT as INVERSION
 from minedit.inversion.choose import INVERSIONS
 from minedit.methods.choose import DEFAULT, METHODS
 from minedit.sampling.numbers import SEED, Numbers
-from minedit.settings import Setting, settings
+from minedit.settings import Setting, own_first, settings
 
 DTYPES = ("float32", "float16", "bfloat16")
 ELSEWHERE = {  # verbs that read their own arguments
@@ -32,16 +32,12 @@ ELSEWHERE = {  # verbs that read their own arguments
 
 def reader(*settings: Setting) -> Callable[[str], object]:
     """How to read what is one of these settings; several methods may have one of a name."""
-    wanted = "WORD=FACTOR, such as red=2" if settings[0].kind is dict else settings[0].expected
 
     def read(text: str) -> object:
         for each in settings:
             with suppress(ValueError, MineditError):
-                if each.kind is not dict:
-                    return each.check("", each.kind(text))
-                word, factor = text.rsplit("=", 1)
-                return each.check("", [(word, float(factor))])[0]
-        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected {wanted}")
+                return each.read(text)
+        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected {settings[0].typed}")
 
     return read
 
@@ -72,11 +68,12 @@ def path(text: str) -> Path:
 
 
 TEXT = Setting("", str)
+HASH = Setting("", str, none="not known")
 # all that a picture can set beside the numbers of its run and its method's settings; and `prompts` and `lora`
 STORED = {
     **dict.fromkeys(("verb", "source", "target", "method", "device", "dtype", "attention"), TEXT),
     **dict.fromkeys(("model", "vae"), Setting("", str, none="that of the model")),
-    **dict.fromkeys(("weights", "minedit", "photo"), Setting("", str, none="not known")),
+    **dict.fromkeys(("weights", "minedit", "photo"), HASH),
     **dict.fromkeys(("image", "inversion"), Setting("", str, none="of no photograph")),
     "fast": Setting("", bool),
     "threads": Setting("", int, 1, 1000),
@@ -106,13 +103,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         args = _parser({name: value for name, value in stored.items() if name not in setting_names()}).parse_args(argv)
     if args.attention is None:
         raise MineditError(f"{args.origin} was made with its user's own attention function; name one: --attention")
-    args.made = made  # by which weights and version, of which photograph
-    args.lora = merged if args.lora is None else args.lora  # argparse would add those given to a default
+    made["loras"] = {file: hashed for file, _, hashed in merged if hashed}
+    args.made = made  # by which weights, version and LoRAs, of which photograph
+    args.lora = [(file, scale) for file, scale, _ in merged] if args.lora is None else args.lora  # in their place
     return args
 
 
-def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float]]]:
-    """What the picture of --from sets, every value of its kind; its LoRAs apart. Raises MineditError."""
+def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float, str | None]]]:
+    """What the picture of --from sets, every value of its kind; its LoRAs apart, with hashes. Raises MineditError."""
     from minedit import image  # a picture's reader, only where there is one
 
     stored = image.settings(args.origin)
@@ -133,7 +131,10 @@ def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float]]]:
     stored |= {"seed": [stored["seed"]], **({"prompts": prompts} if verb == "generate" else {})}
     try:
         scale = Setting("", float)
-        merged = [(TEXT.check("", file), float(scale.check("", number))) for file, number in loras]
+        merged = [
+            (TEXT.check("", file), float(scale.check("", number)), HASH.check("", more[0] if more else None))
+            for file, number, *more in loras
+        ]
     except (TypeError, ValueError, MineditError):
         raise MineditError(f"the LoRAs in {args.origin} are damaged; name them: --lora") from None
     return stored, merged
@@ -161,10 +162,10 @@ def _parser(defaults: dict) -> Parser:
     kinds += [(f"--inversion {name}", kind) for name, kind in INVERSIONS.items()]
     for name, kind in kinds:
         group = change.add_argument_group(f"settings of {name}")
-        for field in fields(kind):
-            named = [settings(other)[field.name] for _, other in kinds if field.name in settings(other)]
-            if named[0] is settings(kind)[field.name]:  # the first one's option is that of all
-                _option(group, field, argparse.SUPPRESS, *named)
+        for field in own_first(kind):
+            owners = [other for _, other in kinds if field.name in settings(other)]
+            if owners[0] is kind:  # its option is that of all
+                _option(group, field, argparse.SUPPRESS, *(settings(other)[field.name] for other in owners))
 
     for verb in (draw, change):
         verb.set_defaults(**defaults)
@@ -184,7 +185,7 @@ def _verb(verbs: argparse._SubParsersAction, name: str, text: str) -> Parser:
 def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named: Setting) -> None:
     """The option of a setting. absent: its value where it is not given; named: what methods have by this name."""
     each, flag = named[0], field.name.replace("_", "-")
-    text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in (int, float) and bool(each.range))
+    text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in (int, float, tuple) and bool(each.range))
     text += f" (default: {each.none if field.default is None else field.default})" * (field.default not in ((), ""))
     if each.kind is bool and each.choices:  # a switch with more positions
         group.add_argument(f"--no-{flag}", dest=field.name, action="store_false", default=absent, help="without")
@@ -192,8 +193,9 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
     elif each.kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
     else:
-        metavar = {int: "N", float: "X", str: "|".join(each.choices) or "TEXT", dict: "WORD=FACTOR"}[each.kind]
-        how = {"type": reader(*named), "metavar": metavar, "nargs": "+" if each.kind is dict else None}
+        how = {"type": reader(*named), "metavar": each.form}
+        how |= {"action": Several} if each.kind in (dict, list) else {}
+        how |= {"nargs": "+"} if each.kind is dict else {}
     group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
 
 
@@ -204,7 +206,7 @@ def add_threads(parser: argparse._ActionsContainer) -> None:
 
 def add_numbers(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("the run")
-    group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", default=[0], help=SEED.help)
+    group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", action=Several, default=[0], help=SEED.help)
     for field in fields(Numbers):
         _option(group, field, field.default, field.metadata["setting"])
     group.add_argument("--out", metavar="FOLDER", type=path, default=Path("out"), help="where the files go, numbered")
@@ -238,7 +240,7 @@ def add_model(parser: Parser) -> None:
     group.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1, mps")
     add_threads(group)
     group.add_argument("--dtype", metavar="NAME", default="float32", help="float32, float16, bfloat16")
-    text = "on a CPU, convolutions with fewer products, for memory (Winograd); on a GPU, another layout and CUDA graphs"
+    text = "on a CPU, quicker convolutions, for memory, and a word on the faster --dtype; on a GPU, CUDA graphs"
     group.add_argument("--fast", action=argparse.BooleanOptionalAction, default=False, help=text)
     group.add_argument(
         "--attention",

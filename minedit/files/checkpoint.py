@@ -15,6 +15,7 @@ from torch import nn
 from minedit.attention.choose import backend, name_of
 from minedit.attention.rules import Attend
 from minedit.config import IP2P, SD14, Config, MineditError, shown
+from minedit.files.counted import counted
 from minedit.files.declared import honoured
 from minedit.files.formats import EXPECTED, FOLDERS, named, read
 from minedit.files.layouts import LAYOUTS, Tensors, Weights, first, recognise
@@ -66,7 +67,10 @@ def examine(path: Path, vae: str | os.PathLike | None = None) -> Found:
     modules = _build(path, config)
     fitted = _fitted(path, weights, config, modules)
     ours, held = (dict(zip(weights.parts, each, strict=True)) for each in (modules, fitted))
-    return Found(weights.layout, config, ours, held, list(weights.extras), weights.notes)
+    notes = weights.notes
+    if config.unet.guidance_dim:
+        notes += (f"{config.name} draws in 4 to 12 steps: --steps 4, guidance 8 as it was trained",)
+    return Found(weights.layout, config, ours, held, list(weights.extras), notes)
 
 
 def load(
@@ -86,7 +90,8 @@ def load(
 
     On a CPU weights stay in a large file of the same dtype, whose pages come into memory at their first use; otherwise
     the peak is the model in `dtype` and little more. Replacing or deleting that file is safe. Do not write into it nor
-    cut it short: that ends the process. `Model.notes`: what its user should know.
+    cut it short: a run that begins then is an error, one that goes on ends the process. `Model.notes`: what its user
+    should know.
     """
     kind, place = torch_dtype(dtype), torch_device(device)
     attend = backend(attention, place)
@@ -97,8 +102,9 @@ def load(
             module.load_state_dict(state, strict=True, assign=True)
             module.to(place).eval().requires_grad_(False)
         weights = fingerprint(found.tensors, files)
-    parts, kept = found.modules.values(), {"notes": found.notes, "weights": weights}
-    model = Model(*parts, tokenizer(found.config), found.config, attend, name_of(attention), place, kind, **kept)
+        kept = files.kept() if place.type == "cpu" else ()
+    parts, told = found.modules.values(), {"notes": found.notes, "weights": weights, "kept": kept}
+    model = Model(*parts, tokenizer(found.config), found.config, attend, name_of(attention), place, kind, **told)
     for file, scale in pairs(lora):
         model = merge(model, file, scale)
     return lay_out(model) if fast else model
@@ -109,6 +115,7 @@ def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> Non
 
     The file appears under its name complete or not at all. Raises MineditError where it cannot be written.
     """
+    model.check_files()
     kind = model.dtype if dtype is None else torch_dtype(dtype)
     prefixes = LAYOUTS[0].prefixes
     parts = {"unet": model.unet, "vae": model.vae, "text": model.text}
@@ -148,7 +155,10 @@ def _embedded() -> Path:
 
 
 def _config(path: Path, weights: Weights, metadata: dict[str, str]) -> Config:
-    """The file's own config, if it has one; else Stable Diffusion v1's or InstructPix2Pix's, by the first layer."""
+    """The file's own config, if it has one; else Stable Diffusion v1's or InstructPix2Pix's, by the first layer.
+
+    Of either with fewer layers, if so.
+    """
     if CONFIG_KEY in metadata:
         try:
             config = Config.from_json(metadata[CONFIG_KEY])
@@ -170,7 +180,7 @@ def _config(path: Path, weights: Weights, metadata: dict[str, str]) -> Config:
         raise MineditError(
             f"{path} is {what}: its UNet takes {inputs} channels, expected 4 (SD v1) or 8 (InstructPix2Pix)"
         )
-    return known[inputs]
+    return counted(known[inputs], unet)
 
 
 def _build(path: Path, config: Config) -> tuple[UNet, VAE, TextEncoder]:

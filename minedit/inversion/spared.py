@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Attn, Rule, Seen
+from minedit.attention.rules import Attn, Rule, spread
 from minedit.sampling import ddim
 from minedit.sampling.guidance import two_way
 from minedit.sampling.loop import Predict, Step
@@ -37,8 +37,8 @@ def spared(job: Job, trajectory: Tensor) -> Predict:
         batch = torch.cat([latents, latents])[rows].to(model.dtype)
         times = torch.full((len(rows),), t, device=latents.device)
         found = model.unet(batch, times, context[rows], inner).float()
-        attn.seen.update({name: _spread(seen, rows, 2 * count) for name, seen in inner.seen.items()})
-        eps = two_way(*_rows(found, rows, 2 * count).chunk(2), guidance)
+        attn.seen.update({name: seen.placed(rows, 2 * count) for name, seen in inner.seen.items()})
+        eps = two_way(*spread(found, rows, 2 * count).chunk(2), guidance)
         return torch.cat([known, eps[1:]])
 
     return predict
@@ -51,15 +51,3 @@ def needed(rules: Mapping[str, Rule], drawn: list[int], more: set[int]) -> list[
         found |= fresh
         fresh = {row for rule in rules.values() for each in fresh for row in rule.reads(each)} - found
     return sorted(found)
-
-
-def _rows(x: Tensor, rows: list[int], count: int) -> Tensor:
-    """x [R, ...] at `rows` of [count, ...], 0 elsewhere."""
-    whole = x.new_zeros(count, *x.shape[1:])
-    whole[rows] = x
-    return whole
-
-
-def _spread(seen: Seen, rows: list[int], count: int) -> Seen:
-    columns = None if seen.columns is None else _rows(seen.columns, rows, count)
-    return Seen(_rows(seen.hidden, rows, count), columns)

@@ -2,10 +2,12 @@
 
 Read in this order:
 ```
+names.py   names of rules
 cases.py   shapes, and rules with traps in them
 oracle.py  the float64 answer
 hints.py   what may be wrong, from how it differs
 check.py   the verdict on a function
 bench.py   its time, and of which ceiling
+table.py   all functions on all cases, in a table
 ```
 """

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from minedit.attention.rules import Edit, Gate, Rule
 from minedit.config import SD14
+from minedit.lab import names
 from minedit.methods.plan import SELF_RULE, SOURCE, Plan
 from minedit.stack.tokens import Prompt, Word, align, column_map
 
@@ -152,21 +153,11 @@ def _general(shape: Shape, draw: Generator) -> Rule:
     return Rule((1, 0, 2, 2), (1, 0, 3, 2), (3, 1, 2, 0), (edit,))
 
 
-RULES: dict[str, Callable[[Shape, Generator], Rule | None]] = {
-    "plain": _plain,
-    "replace": _replace,
-    "refine": _refine,
-    "reweight": _reweight,
-    "fwt": _fwt,
-    "dps": _dps,
-    "dps-mix": _dps_mix,
-    "dps-end": _dps_end,
-    "dps-mix-end": _dps_mix_end,
-    "inject": _inject,
-    "masactrl": _masactrl,
-    "two-rows": _two_rows,
-    "general": _general,
-}
+_MADE = (
+    *(_plain, _replace, _refine, _reweight, _fwt, _dps, _dps_mix, _dps_end, _dps_mix_end),
+    *(_inject, _masactrl, _two_rows, _general),
+)
+RULES: dict[str, Callable[[Shape, Generator], Rule | None]] = dict(zip(names.RULES, _MADE, strict=True))
 
 
 def _planned(
@@ -179,11 +170,11 @@ def _planned(
     plan = Plan(
         cross_sites=(LAYER,),
         columns=columns,
-        pinned=tuple(int(has and follow > 0 and j % follow == 0) for j, has in enumerate(has_source.tolist())),
+        pinned=tuple((0, int(has and follow > 0 and j % follow == 0)) for j, has in enumerate(has_source.tolist())),
         gated=tuple(has_source.tolist()),
         gates={LAYER: Gate(keys, scale=0.95, slope=1.0, centre=True)} if gated else {},
         weights=weights,
-        weight_steps=1,
+        weighted=((0, 1),) * len(weights),
     )
     return plan.rules(0)[LAYER].resolve(torch.randn(4, shape.N, FEATURES, generator=draw))
 
@@ -223,10 +214,10 @@ class Case:
 
 
 def cases(
-    shape: Shape, names: Iterable[str], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    shape: Shape, rules: Iterable[str], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Iterator[Case]:
-    """A case for each of the rules `names` that the shape is tried with, drawn on the CPU."""
-    for name in (name for name in names if name in (shape.rules or RULES)):
+    """A case for each of the `rules` that the shape is tried with, drawn on the CPU."""
+    for name in (name for name in rules if name in (shape.rules or RULES)):
         draw = Generator("cpu").manual_seed(zlib.crc32(f"{shape} {name}".encode()))
         rule = RULES[name](shape, draw)
         root = shape.spread**0.5
@@ -240,9 +231,9 @@ def cases(
 
 
 def _moved(rule: Rule, device: torch.device | str) -> Rule:
-    names = ("columns", "pin", "blend", "own", "gate")
+    parts = ("columns", "pin", "blend", "own", "gate")
     edits = (
-        replace(edit, **{name: x.to(device) for name in names if (x := getattr(edit, name)) is not None})
+        replace(edit, **{name: x.to(device) for name in parts if (x := getattr(edit, name)) is not None})
         for edit in rule.edits
     )
     return replace(rule, edits=tuple(edits))

@@ -7,13 +7,16 @@ method goes on from what an inversion found, a Way too (inversion/); one whose c
 
 Read in this order:
 ```
-plan.py       the rules of each step, for a schedule of tokens
-p2p.py        Prompt-to-Prompt
-wordmaps.py   what attention says about words: maps, similarity, τ
-running.py    word statistics → a plan
-adapedit.py   AdapEdit: a time per word (FWT), a weight per pixel (DPS); with a statistics pass or without
-fixedseed.py  the target prompt from the same noise
-choose.py     names → methods
+plan.py        the rules of each step, for a schedule of tokens
+named.py       words that a user names → words of a prompt
+localblend.py  what attention says of words → where the edit may differ from the source
+blending.py    the same as settings of any method
+p2p.py         Prompt-to-Prompt
+wordmaps.py    what attention says about words: maps, similarity, τ
+running.py     word statistics → a plan
+adapedit.py    AdapEdit: a time per word (FWT), a weight per pixel (DPS); with a statistics pass or without
+fixedseed.py   the target prompt from the same noise
+choose.py      names → methods
 ```
 """
 

@@ -6,8 +6,6 @@ arXiv:2112.10752), `ldm/modules/diffusionmodules/openaimodel.py` and `ldm/module
 torch's GroupNorm and LayerNorm accumulate in float32 whatever the dtype of their input.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,14 +13,7 @@ from torch import Tensor, nn
 from minedit.attention.rules import Attn, Seen, Site
 from minedit.attention.sdpa import sdpa
 from minedit.config import MineditError, UNetConfig
-
-
-def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Timesteps [B] -> [B,dim] float32: cosines, then sines, of dim/2 frequencies from 1 down to 1/10000."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
-    angles = t.float()[:, None] * frequencies  # [B, dim/2]
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+from minedit.stack.times import TimeEmbed
 
 
 def _zero(layer: nn.Module) -> nn.Module:
@@ -124,11 +115,11 @@ class SpatialTransformer(nn.Module):
         self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor, attn: Attn) -> Tensor:
-        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # [B, N, C]
+        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()  # [B, N, C], laid out once for all norms
         for block in self.transformer_blocks:
             h = block(h, context, attn)
         h = h.transpose(1, 2).unflatten(2, x.shape[2:])  # [B, C, h, w]
-        return x + self.proj_out(h)
+        return x + self.proj_out(h.contiguous() if x.is_contiguous() else h)
 
 
 class ResBlock(nn.Module):
@@ -196,7 +187,7 @@ class UNet(nn.Module):
         self.cfg = cfg
         c, groups = cfg.channels[0], cfg.norm_groups
         emb = 4 * c
-        self.time_embed = nn.Sequential(nn.Linear(c, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.time_embed = TimeEmbed(c, cfg.guidance_dim)
         self.input_blocks = nn.ModuleList([Block(nn.Conv2d(cfg.in_channels, c, 3, padding=1))])
         skips = [c]  # widths of what the way down hands to the way up
         for level, width in enumerate(cfg.channels):
@@ -212,8 +203,10 @@ class UNet(nn.Module):
                 self.input_blocks.append(Block(Downsample(c)))
                 skips.append(c)
 
-        middle = SpatialTransformer("middle_block.1", "mid", 2 ** (len(cfg.channels) - 1), c, cfg)
-        self.middle_block = Block(ResBlock(c, c, emb, groups), middle, ResBlock(c, c, emb, groups))
+        self.middle_block = Block()
+        if cfg.middle:
+            middle = SpatialTransformer("middle_block.1", "mid", 2 ** (len(cfg.channels) - 1), c, cfg)
+            self.middle_block.extend([ResBlock(c, c, emb, groups), middle, ResBlock(c, c, emb, groups)])
 
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(cfg.channels))):
@@ -233,10 +226,11 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None) -> Tensor:
         """x [B,4,h,w], timesteps t [B] in 0 … 999, text [B,T,context_dim] -> predicted noise [B,4,h,w].
 
+        t: [B,2], with the guidance scale in the second column, where `cfg.guidance_dim` is not 0.
         Any h and w: the way up makes each map as large as that of the way down, an odd one too, as diffusers does.
         """
         attn = attn or Attn()
-        emb = self.time_embed(timestep_embedding(t, self.cfg.channels[0]).to(self.time_embed[0].weight.dtype))
+        emb = self.time_embed(t)
         skips = []
         for block in self.input_blocks:
             x = block(x, emb, context, attn, x.shape[2:])

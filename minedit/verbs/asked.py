@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minedit import photo as photos
 from minedit.config import MineditError, shown
+from minedit.sampling import lcm
 from minedit.sampling.coded import encode
 from minedit.sampling.loop import Run, Step
 from minedit.sampling.way import Photo
@@ -34,6 +35,7 @@ def read_prompt(sd: Model, text: str, empty: bool = False) -> Prompt:
 
 def read_photo(sd: Model, image: Image | Tensor, run: Run) -> tuple[Photo, Run]:
     """What is to be edited, and the run in its size. Raises MineditError."""
+    lcm.refuse(sd, "the edit of a photograph")
     factor, channels = sd.config.vae.factor, sd.config.vae.z_channels
     if isinstance(image, Tensor):
         if image.ndim != 4 or image.shape[:2] != (1, channels) or not image.is_floating_point():
