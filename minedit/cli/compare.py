@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         sd = output.load(args)
         cells, captions, rows, failed = [], [], [], None
         print(f"\n{shown(repr(args.source), 400)} -> {shown(repr(args.target), 400)}")
-        output.forewarn(sd, args.source, args.target)
+        output.forewarn(sd, args.source, args.target, inverted=picture is not None)
         output.check_letters(args.source, args.target)
         began = time.perf_counter()
         for seed in args.seeds or args.seed:
@@ -45,10 +45,10 @@ def main(argv: list[str]) -> None:
                 if not any(row["seed"] == seed for row in rows):
                     cells.append(res.source)
                     captions.append("the photograph" if picture else f"seed {seed}")
-                print(f"  seed {seed}  {method:20} {res.seconds:6.1f} s")
+                print(f"  seed {seed}  {method:20} {res.seconds:6.1f} s  {res.rows:6,} rows of the UNet")
                 cells.append(res.edited)
                 captions.append(f"{method}\u00a0{res.seconds:.1f}\u00a0s")
-                rows.append({"seed": seed, "method": method, "seconds": round(res.seconds, 2)})
+                rows.append({"seed": seed, "method": method, "seconds": round(res.seconds, 2), "unet_rows": res.rows})
         if not rows:
             raise failed
         columns = len(cells) // len({row["seed"] for row in rows})

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
             by = f", of {shown(each.image, 300)}" if each.image else ""
             by += f" by inversion {name_of(each.inverse)}" if each.inverse else ""
             print(f"  {each.method}{by}, seed {seed}, {each.run.steps} steps, guidance {each.run.guidance}")
-            said = output.forewarn(sd, each.source, each.target)
+            said = output.forewarn(sd, each.source, each.target, inverted=bool(each.inverse))
             more = {"inversion": name_of(each.inverse), **asdict(each.inverse)} if each.inverse else {}
             with output.progress() as progress:
                 calls = {"progress": progress, "on_step": preview, "settings": each.settings, "image": picture, **more}
@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> None:
                 print(f"  {text:{width}}  {word.kind:8}  {word.tau:.2f}")
             pictures = {"source": res.source, "edited": res.edited}
             pictures["grid"] = image.grid([res.source, res.edited], [each.source, each.target])
-            found = {"words": [asdict(word) for word in res.words], "notes": list(res.notes), **each.more}
+            found = {"words": [asdict(word) for word in res.words], "notes": list(res.notes), "unet_rows": res.rows}
             output.write(
-                args.out, f"seed{seed}-" if len(runs) > 1 else "", pictures, settings, found, res.seconds, said
+                args.out, f"seed{seed}-" * (len(runs) > 1), pictures, settings, found | each.more, res.seconds, said
             )
 
 

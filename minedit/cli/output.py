@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from minedit.verbs.asked import OnStep
 
 PREVIEW_EVERY = 5  # steps
-FOUND = {"words", "notes", "pair", "seconds", "versions", "files", "threads"}  # in a record, beside what is asked for
+# in a record, beside what is asked for
+FOUND = {"words", "notes", "pair", "unet_rows", "seconds", "versions", "files", "threads"}
 
 
 def arguments(args: argparse.Namespace, seed: int) -> dict:
@@ -44,11 +45,15 @@ def check_prompt(sd: Model, text: str) -> Prompt:
     return prompt
 
 
-def forewarn(sd: Model, *texts: str) -> tuple[str, ...]:
-    """Say, before anything is drawn, what is known of the prompts alone. Returns those notes."""
-    from minedit.verbs.results import reading
+def forewarn(sd: Model, *texts: str, inverted: bool = False) -> tuple[str, ...]:
+    """Say, before anything is drawn, what is known of the prompts alone. Returns those notes.
 
-    notes = reading(sd, [sd.tokenizer.encode(text) for text in texts])
+    inverted: whether a photograph is, by the first of them.
+    """
+    from minedit.verbs.results import reading, unsaid
+
+    prompts = [sd.tokenizer.encode(text) for text in texts]
+    notes = *unsaid(prompts[0], inverted), *reading(sd, prompts)
     for note in notes:
         print(f"  note: {shown(note, 1000)}")
     return notes
@@ -228,4 +233,5 @@ def write(
         path = folder / f"{number:04d}-{name}{settings['verb']}.json"
         image.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     *others, last = files.values()  # the last picture is what one opens
-    print(f"  {seconds:.1f} s; wrote {', '.join(map(str, [*others, path, last]))}")
+    cost = f", {found['unet_rows']:,} rows of the UNet" if "unet_rows" in found else ""
+    print(f"  {seconds:.1f} s{cost}; wrote {', '.join(map(str, [*others, path, last]))}")

@@ -51,8 +51,10 @@ class Asked:
     def check(self, sd: Model) -> None:
         """What only the model knows. Raises MineditError."""
         from minedit.sampling.loop import Run
+        from minedit.verbs.asked import check_reads
 
         try:
+            check_reads(sd, self.method, self.settings, self.image is not None)
             pair = [
                 output.check_prompt(sd, text) if text else sd.tokenizer.encode("")
                 for text in (self.source, self.target)

@@ -80,10 +80,14 @@ def _in(step: int, window: Window) -> bool:
 
 def unedited(job: Job) -> Way:
     """The target from the source's noise, with no edit; where the prompts are the same words, the source alone."""
-    words = tuple(WordPlan(job.target.words[pair.word].text, pair.kind, 0.0) for pair in job.alignment.pairs)
     same = job.alignment.identical
-    told = Told(words, ("the prompts are the same words: the edit is the source",) if same else ())
+    told = Told(unscheduled(job), ("the prompts are the same words: the edit is the source",) if same else ())
     return Way(prompts=(job.source.text,) if same else (), told=lambda: told)
+
+
+def unscheduled(job: Job) -> tuple[WordPlan, ...]:
+    """The words of the target prompt, none of which ever reads the source's attention."""
+    return tuple(WordPlan(job.target.words[pair.word].text, pair.kind, 0.0) for pair in job.alignment.pairs)
 
 
 def map_side(site: Site, config: Config) -> int:

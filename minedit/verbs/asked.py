@@ -11,8 +11,9 @@ from minedit import photo as photos
 from minedit.config import MineditError, shown
 from minedit.sampling import lcm
 from minedit.sampling.coded import encode
-from minedit.sampling.loop import Run, Step
+from minedit.sampling.loop import Run, Step, check_sides
 from minedit.sampling.way import Photo
+from minedit.settings import Settings
 from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt
 
@@ -22,6 +23,18 @@ OnStep = Callable[[Step], None]
 def check_model(sd: object) -> None:
     if not isinstance(sd, Model):
         raise MineditError(f"the model is {shown(repr(sd), 60)}, expected what minedit.load returns")
+
+
+def check_reads(sd: Model, method: str, settings: Settings, image: bool) -> None:
+    """Raises MineditError for a model whose UNet has not the method's input channels, and where these lack a photo."""
+    reads, plain, shows = sd.config.unet.in_channels, sd.config.vae.z_channels, getattr(settings, "reads_photo", False)
+    needs = 2 * plain if shows else plain
+    if reads != needs:
+        found = f"{sd.config.name} reads {reads} channels{', a photo among them' * (reads > plain)}"
+        kind = "Stable Diffusion v1" if needs == plain else "InstructPix2Pix's, which reads a photo beside the latents"
+        raise MineditError(f"{found}; {method} needs a model that reads {needs}, as {kind}: --model FILE")
+    if shows and not image:
+        raise MineditError(f"{method} edits photographs, and draws none of a prompt; give one: --image FILE, image=")
 
 
 def read_prompt(sd: Model, text: str, empty: bool = False) -> Prompt:
@@ -41,8 +54,12 @@ def read_photo(sd: Model, image: Image | Tensor, run: Run) -> tuple[Photo, Run]:
         if image.ndim != 4 or image.shape[:2] != (1, channels) or not image.is_floating_point():
             found = f"image is a tensor {list(image.shape)} of {image.dtype}"
             raise MineditError(f"{found}, expected latents [1, {channels}, h, w] of floats, or a picture")
+        if not image.numel() or not image.isfinite().all():
+            what = "image is latents with NaN or infinity among them" if image.numel() else "image is no latents at all"
+            raise MineditError(f"{what}; expected finite ones, such as an edit's edited_latent")
         height, width = (side * factor for side in image.shape[2:])
-        if (run.height or height, run.width or width) != (height, width):
+        check_sides(sd, run)
+        if run.height not in (None, height) or run.width not in (None, width):
             raise MineditError(f"the latents are of {height}x{width} pixels; expected that height and width, or none")
         latents = image.detach().to(sd.device, torch.float32) * sd.config.latent_scale
         digest = photos.digest(latents.cpu().numpy().tobytes())
@@ -57,7 +74,8 @@ def read_photo(sd: Model, image: Image | Tensor, run: Run) -> tuple[Photo, Run]:
 
 
 def sized(sd: Model, image: Image, run: Run) -> Run:
-    """The run, in the size in which a photograph is edited."""
+    """The run, in the size in which a photograph is edited. Raises MineditError."""
+    check_sides(sd, run)
     least = sd.config.vae.factor * 2 ** (len(sd.config.unet.channels) - 1)  # a pixel of the UNet's coarsest map
     height, width = photos.sides(image.size, sd.config.image_size, least, run.height, run.width)
     return replace(run, height=height, width=width)

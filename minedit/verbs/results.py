@@ -42,7 +42,8 @@ class EditResult:
     words: tuple[WordPlan, ...]  # of the target prompt: text, kind, tau
     notes: tuple[str, ...]  # what a reader should know of how the edit was decided, a sentence each
     settings: dict  # JSON values: model, its hash, dtype, attention; the arguments of `edit` that make this again
-    seconds: float
+    seconds: float  # since the call began, as are the rows
+    rows: int  # of the UNet, forward, in all passes
     statistics: object  # what the method measured, such as `wordmaps.Statistics`; None where it needs none
 
     def __repr__(self) -> str:
@@ -89,6 +90,12 @@ def redrawn(photo: Photo | None, source: Image) -> tuple[str, ...]:
     error = ImageStat.Stat(ImageChops.difference(photo.image, source)).sum2
     mean = sum(error) / (3 * source.width * source.height)
     return (f"the photograph as it is drawn again: PSNR {10 * math.log10(255**2 / max(mean, 1e-9)):.1f} dB",)
+
+
+def unsaid(source: Prompt, inverted: bool) -> tuple[str, ...]:
+    """A note on a photograph that is inverted by a prompt without words."""
+    fault = "the source prompt is empty: the photograph is inverted by no text; write what it shows"
+    return (fault,) if inverted and not source.words else ()
 
 
 def reading(sd: Model, prompts: Sequence[Prompt]) -> tuple[str, ...]:
