@@ -250,7 +250,7 @@ def test_training_says_what_is_missing(arguments, named, tmp_path):
 
 def test_torchrun_takes_the_readmes_command():
     """Torchrun reads even the script's options as abbreviations of its own, and refuses those that could be several."""
-    command = re.search(r"torchrun (.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1].replace("\\\n", " ")
+    command = re.search(r"torchrun (.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)[1].replace("\\\n", " ")
     told = torch.distributed.run.get_args_parser().parse_args(command.split())
     assert told.nproc_per_node == "2" and told.training_script == "minedit"
     args = train_command._arguments(told.training_script_args[1:])
