@@ -12,5 +12,6 @@ factors.py   what can differ between scenes
 captions.py  a scene in words
 scene.py     factors → a picture and the mask of its subject
 dataset.py   scenes on disk
+instructions.py  what changes between two scenes, in words
 ```
 """

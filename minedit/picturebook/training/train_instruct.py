@@ -1,0 +1,174 @@
+"""InstructPix2Pix (Brooks et al., 2023, arXiv:2211.09800): the trained UNet learns to follow instructions.
+
+It reads eight channels: the noisy latents of the changed scene, and the mode of the given picture's posterior, without
+the latent scale. UNet and text tower change by low rank. Of the rows 5 % lose the text, 5 % the picture, 5 % both.
+
+Where the text is lost but not the picture, every other row's target is the picture itself: so without text what is
+given comes back, which the paper leaves to chance.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minedit.attention.rules import Attn
+from minedit.config import UNetConfig
+from minedit.files.variant import WEIGHTS_KEY, WORDS_KEY, changes
+from minedit.files.written import CONFIG_KEY, write
+from minedit.image import to_tensor
+from minedit.picturebook.training.fit import Training, fingerprint, fit
+from minedit.picturebook.training.lowrank import factors, learnt_by, lower
+from minedit.picturebook.training.train_text import Ids
+from minedit.picturebook.training.train_unet import matmul_attention, times, weighted
+from minedit.picturebook.world.dataset import CELL, factors_of, style
+from minedit.picturebook.world.draw import stream
+from minedit.picturebook.world.factors import Factors
+from minedit.picturebook.world.instructions import WORDS, changed, instruct
+from minedit.picturebook.world.scene import scene
+from minedit.sampling.ddim import alphas_cumprod
+from minedit.stack.model import Model
+from minedit.stack.text import TextEncoder
+from minedit.stack.tokens import Tokenizer
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
+
+DROPPED = 0.05  # rows without text; as many without picture; as many with neither
+SAME = 0.5  # of the rows with a picture but no text: the picture itself is the target
+RANK = 24
+PEAK = 1e-3  # learning rate
+CHANGES = 2  # of each scene
+FIRST = "input_blocks.0.0"  # the layer that reads the photo's channels too
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Scenes, each with `CHANGES` changed ones, as latents; n = 1 + CHANGES."""
+
+    factors: list[list[Factors]]  # [N][n]
+    means: Tensor  # [N,n,4,h,w] float16, times the latent scale
+    stds: Tensor  # [N,n,4,h,w] float16, times the latent scale
+    moved: Tensor  # [N,CHANGES,h,w] uint8, the share of each cell's pixels that a change changed
+
+    def pick(self, rng: random.Random) -> tuple[int, int, int]:
+        """(scene, what is given, what is asked for): a change of a scene, or back."""
+        n, change = rng.randrange(len(self.factors)), rng.randint(1, CHANGES)
+        return (n, 0, change) if rng.random() < 0.5 else (n, change, 0)
+
+
+def pairs(vae: VAE, folder: Path, count: int, size: int, scale: float, run: Training) -> Pairs:
+    """`count` training scenes and their changes, from a file in `folder`, or drawn and encoded now and kept there."""
+    named = [_changes(run.seed, i) for i in range(count)]
+    told = f"{style()}{fingerprint(vae.encoder)}{run.seed}{size}{named}"
+    file = folder / f"pairs-{count}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.safetensors"
+    if not file.exists():
+        means, stds, moved = zip(*_encoded(vae, named, size, scale, run), strict=True)
+        write({"means": torch.stack(means), "stds": torch.stack(stds), "moved": torch.stack(moved)}, file)
+    kept = load_file(file)
+    return Pairs(named, kept["means"], kept["stds"], kept["moved"])
+
+
+def _changes(seed: int, index: int) -> list[Factors]:
+    before = factors_of(seed, index)
+    return [before, *(changed(before, stream(seed, f"change:{index}:{k}")) for k in range(CHANGES))]
+
+
+@torch.no_grad()
+def _encoded(
+    vae: VAE, named: list[list[Factors]], size: int, scale: float, run: Training
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for i, group in enumerate(tqdm(named, desc=f"drawing {len(named)} scenes and their changes", mininterval=5)):
+        seed = run.seed * 1_000_000_007 + i
+        images = [scene(factors, seed, size).image for factors in group]
+        x = torch.cat([to_tensor(image) for image in images]).to(run.device, memory_format=torch.channels_last)
+        with run.bfloat16():
+            mean, logvar = vae.encode(x).float().chunk(2, dim=1)
+        mean, std = mean * scale, (logvar.clamp(-30, 20) / 2).exp() * scale
+        yield mean.half().cpu(), std.half().cpu(), torch.stack([_moved(images[0], image) for image in images[1:]])
+
+
+def _moved(a: Image.Image, b: Image.Image) -> Tensor:
+    """[h,w] uint8, 0 … 255: the share of each cell's pixels in which two pictures differ."""
+    differ = (np.asarray(a) != np.asarray(b)).any(2)
+    cells = differ.reshape(len(differ) // CELL, CELL, -1, CELL).mean((1, 3))
+    return torch.from_numpy((255 * cells).round().astype(np.uint8))
+
+
+def widened(unet: UNet) -> UNet:
+    """A UNet that reads a picture's four channels beside the noise and, so far, makes nothing of them."""
+    cfg: UNetConfig = replace(unet.cfg, in_channels=2 * unet.cfg.in_channels)
+    state = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    first = state[f"{FIRST}.weight"]
+    state[f"{FIRST}.weight"] = torch.cat([first, torch.zeros_like(first)], 1)
+    wide = UNet(cfg)
+    wide.load_state_dict(state)
+    return wide
+
+
+def train_instruct(
+    unet: UNet, text: TextEncoder, tokenizer: Tokenizer, pairs: Pairs, scale: float, run: Training, batch: int = 32
+) -> nn.ModuleDict:
+    """Train the `widened` UNet and its text tower; returned as "unet" and "text", see `lowrank.learnt_by`."""
+    torch.manual_seed(run.seed)
+    unet, text = unet.train().requires_grad_(True), text.train().requires_grad_(True)
+    both = nn.ModuleDict({"unet": lower(unet, RANK, (FIRST,)), "text": lower(text, RANK)})
+    both.to(run.device).unet.to(memory_format=torch.channels_last)
+    ids, alphas = Ids(tokenizer), alphas_cumprod().float()
+    forward = torch.compile(unet) if run.compile else unet
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng, noise = run.chances("instruct", step), run.noise(step)
+        rows = [_row(pairs, rng) for _ in range(batch)]
+        captions, given, targets, moved, blank = zip(*rows, strict=True)
+        mean, std = (torch.stack([x[n, k] for n, k in targets]).float() for x in (pairs.means, pairs.stds))
+        photo = torch.stack([pairs.means[n, k] for n, k in given]).float() / scale
+        photo *= 1 - torch.tensor(blank, dtype=torch.float32)[:, None, None, None]
+        z = mean + std * torch.randn(mean.shape, generator=noise)
+        eps = torch.randn(z.shape, generator=noise)
+        t = times(torch.rand(batch, generator=noise))
+        a = alphas[t][:, None, None, None]
+        x = torch.cat([a.sqrt() * z + (1 - a).sqrt() * eps, photo], 1)  # [B, 8, h, w]
+        context = text(ids(list(captions))[0].to(run.device))
+        with run.bfloat16():
+            x = x.to(run.device, memory_format=torch.channels_last)
+            predicted = forward(x, t.to(run.device), context, Attn(attend=matmul_attention))
+        square = (predicted.float() - eps.to(run.device)).square().mean(1)  # [B, h, w]
+        near = F.max_pool2d(torch.stack(moved).to(square), 3, stride=1, padding=1) / 255
+        near *= 1 - near.mean((1, 2), keepdim=True)  # a change of everything weighs no more
+        return {"loss": weighted(square, a.to(run.device), near), "mse": square.mean()}
+
+    fit("instruct", both, loss, run, peak=PEAK, ema=0.998, weight_decay=0.0, muon=factors)
+    return both
+
+
+def write_variant(learnt: nn.ModuleDict, model: Model, path: Path) -> None:
+    """What `train_instruct` changed of `model`, in float16, as `variant.vary` reads it."""
+    config = replace(model.config, name="instruct-pix2pix", unet=learnt.unet.cfg)
+    told = {CONFIG_KEY: config.to_json(), WEIGHTS_KEY: model.weights, WORDS_KEY: " ".join(WORDS)}
+    changed = changes(model.unet, "unet", learnt_by(learnt.unet)) | changes(model.text, "text", learnt_by(learnt.text))
+    write({name: tensor.half() for name, tensor in changed.items()}, path, told)
+
+
+Row = tuple[str, tuple[int, int], tuple[int, int], Tensor, bool]
+
+
+def _row(pairs: Pairs, rng: random.Random) -> Row:
+    """(instruction, picture given, picture asked for, cells that change, whether the picture is left out)."""
+    n, given, asked = pairs.pick(rng)
+    said, moved = instruct(pairs.factors[n][given], pairs.factors[n][asked], rng), pairs.moved[n, max(given, asked) - 1]
+    chance = rng.random()
+    blank = DROPPED <= chance < 3 * DROPPED
+    if chance < 2 * DROPPED:
+        said = ""
+    if chance < DROPPED and rng.random() < SAME:
+        asked, moved = given, torch.zeros_like(moved)
+    return said, (n, given), (n, asked), moved, blank
