@@ -16,10 +16,10 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from minedit.config import Config, MineditError
+from minedit.config import Config, MineditError, shown
 from minedit.files.formats import named, read_other
 from minedit.files.layouts import LAYOUTS, first
-from minedit.files.stored import Stored
+from minedit.files.stored import Files, Refused, Stored, fingerprint
 from minedit.files.written import CONFIG_KEY, public
 from minedit.stack.model import Model
 from minedit.stack.unet import UNet
@@ -36,11 +36,22 @@ def vary(model: Model, path: str | os.PathLike) -> Model:
     """
     path = named(path, EXPECTED)
     tensors, metadata = read_other(path, EXPECTED)
+    try:
+        with Files() as files:
+            return _varied(model, tensors, metadata, files)
+    except Refused as fault:
+        raise MineditError(f"{path} {fault}; {EXPECTED}") from fault
+
+
+def _varied(model: Model, tensors: Mapping[str, Stored], metadata: Mapping[str, str], files: Files) -> Model:
     if CONFIG_KEY not in metadata:
-        raise MineditError(f"{path} has no config in its metadata; {EXPECTED}")
+        raise Refused("has no config in its metadata")
     if metadata.get(WEIGHTS_KEY, model.weights) != model.weights:
-        raise MineditError(f"{path} changes the weights {metadata[WEIGHTS_KEY]}, found {model.weights}; {EXPECTED}")
-    config = Config.from_json(metadata[CONFIG_KEY])
+        raise Refused(f"changes the weights {shown(metadata[WEIGHTS_KEY], 40)}, found {model.weights}")
+    try:
+        config = Config.from_json(metadata[CONFIG_KEY])
+    except MineditError as error:
+        raise Refused(f"has a config that is none ({error})") from error
     with torch.device("meta"):
         unet = UNet(config.unet)
     shared = {id(tensor): tensor for tensor in chain(model.text.parameters(), model.text.buffers())}
@@ -48,27 +59,34 @@ def vary(model: Model, path: str | os.PathLike) -> Model:
     left = dict(tensors)
     for part, module, old in (("unet", unet, model.unet), ("text", text, model.text)):
         prefix = LAYOUTS[0].prefixes[part]
-        state = {name: _varied(left, prefix + public(old, name), w) for name, w in old.state_dict().items()}
-        unlike = [name for name, w in module.state_dict().items() if w.shape != state[name].shape]
-        if unlike:
-            raise MineditError(f"{path} is not {config.name}: it differs in the shape of {first(unlike)}; {EXPECTED}")
+        state = {
+            name: _changed(left, files, prefix + public(old, name), weight) for name, weight in old.state_dict().items()
+        }
+        wanted, found = ({name: tensor.shape for name, tensor in each.items()} for each in (module.state_dict(), state))
+        if unlike := [f"{part}.{name}" for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]:
+            raise Refused(f"is no variant of {model.config.name}: the shapes differ of {first(sorted(unlike))}")
         module.load_state_dict(state, strict=True, assign=True)
         module.eval().requires_grad_(False)
     if left:
-        raise MineditError(f"{path} has {first(left)}, which {model.config.name} lacks; {EXPECTED}")
+        raise Refused(f"has {first(left)}, which {model.config.name} lacks")
     tokenizer = copy.copy(model.tokenizer)
     if tokenizer.words is not None:
         tokenizer.words |= frozenset(metadata.get(WORDS_KEY, "").split())
-    return replace(model, unet=unet, text=text, config=config, tokenizer=tokenizer)
+    weights = fingerprint({"variant": tensors}, files)
+    return replace(model, unet=unet, text=text, config=config, tokenizer=tokenizer, weights=weights)
 
 
-def _varied(left: dict[str, Stored], name: str, weight: Tensor) -> Tensor:
+def _changed(left: dict[str, Stored], files: Files, name: str, weight: Tensor) -> Tensor:
     """A tensor of the variant; what the file has for it is taken out of `left`."""
     if name in left:
-        return left.pop(name).read(weight.dtype).to(weight.device)
+        return left.pop(name).read(weight.dtype, files).to(weight.device)
     if f"{name}.up" not in left or f"{name}.down" not in left:
         return weight
-    up, down = (left.pop(f"{name}.{half}").read(torch.float32).to(weight.device) for half in ("up", "down"))
+    stored = [left.pop(f"{name}.{half}") for half in ("up", "down")]
+    (rows, columns), (up, down) = weight.flatten(1).shape, (each.shape for each in stored)
+    if len(up) != 2 or (up, down) != ((rows, up[1]), (up[1], columns)):
+        raise Refused(f"has {name} as {list(up)} x {list(down)}, which do not fit {list(weight.shape)}")
+    up, down = (each.read(torch.float32, files).to(weight.device) for each in stored)
     return (weight.float() + (up @ down).view_as(weight)).to(weight.dtype)
 
 

@@ -45,7 +45,7 @@ from minedit.stack.vae import VAE
 DROPPED = 0.05  # rows without text; as many without picture; as many with neither
 SAME = 0.5  # of the rows with a picture but no text: the picture itself is the target
 RANK = 24
-PEAK = 1e-3  # learning rate
+PEAK = 4e-4  # learning rate
 CHANGES = 2  # of each scene
 FIRST = "input_blocks.0.0"  # the layer that reads the photo's channels too
 
