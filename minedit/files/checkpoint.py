@@ -90,7 +90,7 @@ def load(
     cut it short: that ends the process. `Model.notes`: what its user should know.
     """
     kind, place = torch_dtype(dtype), torch_device(device)
-    if path in VARIANTS:
+    if isinstance(path, str) and path in VARIANTS:
         model = vary(load(None, device, dtype, attention, vae=vae), weights_folder() / VARIANTS[path])
         return _finished(model, lora, fast)
     attend = backend(attention, place)
