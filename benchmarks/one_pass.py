@@ -34,7 +34,7 @@ from minedit.picturebook.world.factors import SIZES, Factors, colours, random_fa
 from minedit.picturebook.world.looks import POSES
 from minedit.sampling.loop import Run
 from minedit.stack.tokens import align
-from minedit.verbs import EditResult
+from minedit.verbs.results import EditResult
 
 TABLE = Path(__file__).with_suffix(".csv")
 AGAINST = ("two passes, last step", "two passes, mean")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from minedit.files.checkpoint import Model, load
 from minedit.image import grid, save
-from minedit.verbs import edit
+from minedit.verbs.edit import edit
 
 # (source, target, seed), the best of 0 to 5; the first of 0 to 35, the third of 0 to 23. All but two are soft.
 EDITS = (

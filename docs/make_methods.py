@@ -3,6 +3,7 @@
 from dataclasses import fields
 from pathlib import Path
 
+from minedit.inversion.choose import INVERSIONS
 from minedit.methods.choose import METHODS
 from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import settings
@@ -14,6 +15,14 @@ of `minedit.edit` and, with dashes, an option of the command line. This page is 
 
 To add a method, write a frozen dataclass of settings with a function `prepare(job) -> Way`
 (`minedit/methods/__init__.py` says what a Way can do) and give it a name: `minedit.METHODS["mine"] = Mine`.
+"""
+
+INVERTING = """
+## Photographs
+
+`minedit edit --image FILE SOURCE TARGET --inversion NAME` and `minedit.edit(sd, source, target, image=photo,
+inversion="NAME")` edit a photograph in place of a picture of the source prompt. The source prompt says what the
+photograph shows, and inverts it: the nearer it is, the better the photograph is kept.
 """
 
 
@@ -34,6 +43,10 @@ def page() -> str:
     parts = [HEAD, "## Every run\n", table([("seed", 0, SEED), *rows_of(Numbers)])]
     for method, kind in METHODS.items():
         parts.append(f"\n## {method}\n\n{' '.join(kind.__doc__.split())}\n")
+        parts += [table(rows_of(kind))] if fields(kind) else []
+    parts.append(INVERTING)
+    for name, kind in INVERSIONS.items():
+        parts.append(f"\n### {name}\n\n{' '.join(kind.__doc__.split())}\n")
         parts += [table(rows_of(kind))] if fields(kind) else []
     return "\n".join(parts).rstrip() + "\n"
 

@@ -8,20 +8,23 @@ import importlib
 from typing import TYPE_CHECKING
 
 from minedit.config import IP2P, PICTUREBOOK, SD14, MineditError
+from minedit.inversion.choose import INVERSIONS
 from minedit.methods.choose import METHODS
 
 if TYPE_CHECKING:
     from minedit.files.checkpoint import load, save
     from minedit.stack.unet import UNet
     from minedit.stack.vae import VAE
-    from minedit.verbs import edit, generate
+    from minedit.verbs.edit import edit, edits
+    from minedit.verbs.generate import generate
 
-__all__ = ["IP2P", "METHODS", "PICTUREBOOK", "SD14", "VAE", "MineditError", "UNet", "edit", "generate", "load", "save"]
+__all__ = ["INVERSIONS", "IP2P", "METHODS", "PICTUREBOOK", "SD14", "VAE", "MineditError", "UNet"]
+__all__ += ["edit", "edits", "generate", "load", "save"]
 __version__ = "0.2.0"
 # What takes torch is imported when it is first asked for, so that --help need not wait: its file, by name.
 _LATER = {
-    **{"VAE": "stack.vae", "UNet": "stack.unet"},
-    **{"edit": "verbs", "generate": "verbs", "load": "files.checkpoint", "save": "files.checkpoint"},
+    **{"VAE": "stack.vae", "UNet": "stack.unet", "load": "files.checkpoint", "save": "files.checkpoint"},
+    **{"edit": "verbs.edit", "edits": "verbs.edit", "generate": "verbs.generate"},
 }
 
 

@@ -84,6 +84,7 @@ class UNetConfig:
     heads: int = 8  # of every layer: SD-v1 fixes the number of heads and lets their width grow, 40 to 160
     context_dim: int = 768
     norm_groups: int = 32
+    middle: bool = True  # whether there are layers between the ways down and up
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ class Config:
         """
         try:
             data = foreign_json(text)
+            if isinstance(data, dict) and isinstance(data.get("unet"), dict):
+                data["unet"].setdefault("middle", True)  # files before 0.3 do not say so
         except ValueError as error:
             raise MineditError(f"config is not JSON ({error}); expected what Config.to_json writes") from error
         config = _like(SD14, data, "config")

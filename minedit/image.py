@@ -52,8 +52,12 @@ def difference(a: Image.Image, b: Image.Image) -> float:
     return sum(means) / len(means)
 
 
-def grid(images: Sequence[Image.Image], captions: Sequence[str] = (), columns: int | None = None) -> Image.Image:
+def grid(
+    images: Sequence[Image.Image], captions: Sequence[str] = (), columns: int | None = None, title: str = ""
+) -> Image.Image:
     """Pictures in rows of `columns` (default: all side by side) on white, each with its caption below, wrapped.
+
+    title: stands above all.
 
     Cells are as large as the largest picture. Raises ValueError for no pictures or as many captions as do not fit.
     """
@@ -62,16 +66,19 @@ def grid(images: Sequence[Image.Image], captions: Sequence[str] = (), columns: i
     columns = min(columns or len(images), len(images))
     rows = -(-len(images) // columns)
     width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
-    font = _font("".join(captions), max(12, width // 24))
+    font = _font("".join((title, *captions)), max(12, width // 24))
     texts = [_wrapped(caption, font, width) for caption in captions or [""] * len(images)]
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     below = max(pen.multiline_textbbox((0, 0), text, font)[3] for text in texts) + MARGIN if captions else 0
 
     cell = (width + MARGIN, height + MARGIN + int(below))
-    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
+    title = _wrapped(title, font, columns * cell[0] - MARGIN)
+    above = int(pen.multiline_textbbox((0, 0), title, font)[3]) + MARGIN if title else 0
+    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN + above), "white")
     pen = ImageDraw.Draw(sheet)
+    pen.multiline_text((MARGIN, MARGIN // 2), title, fill="black", font=font)
     for i, (image, text) in enumerate(zip(images, texts, strict=True)):
-        x, y = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
+        x, y = MARGIN + i % columns * cell[0], above + MARGIN + i // columns * cell[1]
         sheet.paste(image, (x, y))
         pen.multiline_text((x, y + height + MARGIN // 2), text, fill="black", font=font)
     return sheet

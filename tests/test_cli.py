@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from seeded import fill, normal
 from small_model import small_model
 
-import minedit.verbs
+import minedit.verbs.edit
 from minedit import cli, image
 from minedit.cli import output
 from minedit.files import checkpoint
@@ -329,7 +329,7 @@ def test_memory_that_runs_out_is_one_line(run, capsys, monkeypatch):
     def exhausted(*_, **__):
         torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr(minedit.verbs, "edit", exhausted)
+    monkeypatch.setattr(minedit.verbs.edit, "edit", exhausted)
     assert run("edit", BOY, SITTING) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("minedit: error: memory ran out")
 
@@ -338,7 +338,7 @@ def test_interrupted(run, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(minedit.verbs, "edit", interrupt)
+    monkeypatch.setattr(minedit.verbs.edit, "edit", interrupt)
     assert run("edit", BOY, SITTING, "--out", "new/folder") == 130
     assert "interrupted" in capsys.readouterr().err and not Path("new").exists()
 

@@ -91,11 +91,11 @@ def test_foreign_json_is_json(text):
 
 @pytest.mark.parametrize(("text", "says"), BAD.values(), ids=BAD)
 def test_foreign_json_that_is_refused(text, says):
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError) as error:
         foreign_json(text)
     assert says in str(error.value) and str(error.value).isprintable() and len(str(error.value)) < 200
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 3
 
 
 def test_shown_is_short_and_printable():

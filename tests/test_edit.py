@@ -320,7 +320,7 @@ def test_an_edit_that_changed_nothing_or_everything_is_noted(sd, monkeypatch):
     grey = {level: Image.new("RGB", (8, 8), (level,) * 3) for level in (0, 1, 45, 46)}
     for level, said in ((1, ""), (45, ""), (46, "nearly the whole picture: the two pictures differ by 46.0 of 255")):
         monkeypatch.setattr(
-            sys.modules["minedit.verbs"], "pictures", lambda *_, level=level: ([grey[0], grey[level]], ())
+            sys.modules["minedit.verbs.edit"], "pictures", lambda *_, level=level: ([grey[0], grey[level]], ())
         )
         notes = [note for note in minedit.edit(sd, BOY, DOG, **SHORT).notes if "the edit changed" in note]
         assert len(notes) == bool(said) and all(said in note for note in notes)

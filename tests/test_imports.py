@@ -57,7 +57,7 @@ def place(file: Path) -> tuple[float, ...]:
     if name != "__init__.py":
         return (*at, listed(file.parent).index(name))
     if file.parent == PACKAGE:  # it gathers the public verbs, and may name what stands above them
-        return (listed(PACKAGE).index("verbs.py") + 0.5,)
+        return (listed(PACKAGE).index("verbs/") + 0.5,)
     return (*at, 99 if any(each.parent == file.parent and each != file for each in imported(file)) else -1)
 
 

@@ -238,9 +238,9 @@ HEADERS = {
 @pytest.mark.parametrize(("header", "says"), HEADERS.values(), ids=HEADERS)
 def test_settings_in_a_header_are_foreign(tmp_path, header, says):
     save_file(half(), tmp_path / "file", {"lora_adapter_metadata": header})
-    began = time.perf_counter()
+    began = time.process_time()
     assert says in message(tmp_path / "file")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 MIDDLE = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -288,10 +288,10 @@ def test_a_shape_of_a_hundred_thousand_axes(tmp_path):
         "empty": archive(one(tensor(shape=numbers(*[2] * axes, 0), stride=numbers(*[2] * axes, 0)))),
         "header": hostile.safetensors({"a": {"dtype": "F32", "shape": [1] * axes + [4], "data_offsets": [0, 16]}}),
     }
-    began = time.perf_counter()
+    began = time.process_time()
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
         for read in (load, load_taesd, lambda path: merge(slim(), path)):
             with pytest.raises(MineditError, match="axes, expected 8 at most"):
                 read(tmp_path / name)
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20

@@ -93,7 +93,7 @@ def test_two_methods_may_have_a_setting_of_one_name(monkeypatch, tmp_path, capsy
 
 
 def test_edit_names_no_method():
-    code = (ROOT / "minedit" / "verbs.py").read_text().lower()
+    code = (ROOT / "minedit" / "verbs" / "edit.py").read_text().lower()
     assert not [name for name in (*minedit.METHODS, "adapedit", "p2p", "prompt-to-prompt", "fixed") if name in code]
 
 
@@ -108,7 +108,7 @@ def test_a_method_sees_what_its_rows_and_predictions_are():
         def prepare(self, job):
             start = torch.zeros(1, 4, 8, 8)
 
-            def predict(latents, step, t, attn):
+            def predict(latents, step, t, attn, context):
                 seen.append((step, t, dict(attn.watch)))
                 return latents
 

@@ -10,8 +10,8 @@ from PIL import Image
 from small_model import small_model
 
 from minedit import cli, image
-from minedit import verbs as verb
 from minedit.files import checkpoint
+from minedit.verbs import edit as verb
 
 BOY, SITTING = "a boy in the park", "a sitting boy in the park"
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 import minedit
 from minedit.config import MineditError
 from minedit.image import to_pil
-from minedit.sampling.loop import context, pictures, sample
+from minedit.sampling.coded import pictures
+from minedit.sampling.loop import context, sample
 from minedit.stack.model import Model
 
 BOY, SITTING = "a boy in the park", "a sitting boy in the park"

@@ -46,8 +46,8 @@ import sys, minedit
 assert set(minedit.__all__) <= set(dir(minedit)) and list(minedit.METHODS)[0] == "adapedit"
 assert not [name for name in {HEAVY} if name in sys.modules]
 from minedit import load, edit, generate, UNet, VAE
-import minedit.verbs
-assert minedit.edit is edit is minedit.verbs.edit and callable(minedit.load)
+import minedit.verbs.edit
+assert minedit.edit is edit is minedit.verbs.edit.edit and callable(minedit.load)
 assert not hasattr(minedit, "nothing")
 """
     done = python(code)

@@ -115,7 +115,7 @@ def test_marks_of_other_programs(text, marks):
 
 
 def test_marks_are_found_in_linear_time():
-    began = time.perf_counter()
+    began = time.process_time()
     for part in ("(", "((", "[", "<lora:", "(:", "(a:1", "(:1 ", "(:" + "1" * 9, ":" * 9, "(: "):
         foreign(part * 2000)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5

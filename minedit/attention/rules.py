@@ -98,6 +98,26 @@ class Rule:
         """q, k, v with each row read from where the rule says."""
         return _routed(q, self.q_rows), _routed(k, self.k_rows), _routed(v, self.v_rows)
 
+    def reads(self, row: int) -> set[int]:
+        """The other rows that a row is made of."""
+        routes = {rows[row] for rows in (self.q_rows, self.k_rows, self.v_rows) if rows is not None}
+        return (routes | {edit.source for edit in self.edits if edit.row == row}) - {row}
+
+    def moved(self, to: Mapping[int, int], size: int) -> Rule:
+        """The Rule in a batch of `size` rows, in which row r of this one stands at `to[r]`; rows left out have no rule.
+
+        Raises KeyError where a row in `to` reads one that is not.
+        """
+
+        def routes(rows: tuple[int, ...] | None) -> tuple[int, ...] | None:
+            if rows is None:
+                return None
+            placed = {to[row]: to[rows[row]] for row in to}
+            return tuple(placed.get(row, row) for row in range(size))
+
+        edits = (replace(edit, row=to[edit.row], source=to[edit.source]) for edit in self.edits if edit.row in to)
+        return Rule(routes(self.q_rows), routes(self.k_rows), routes(self.v_rows), tuple(edits))
+
 
 def _routed(x: Tensor, rows: tuple[int, ...] | None) -> Tensor:
     """x [B,H,·,D] with its rows in that order: one kernel, which copies runs of rows as the layers lay them out."""

@@ -12,6 +12,7 @@ output.py    what comes out: files, and words on the terminal
 pairs.py     what edits are asked for
 generate.py  a verb each, from here on
 edit.py
+compare.py
 train.py
 judge.py
 kernels.py

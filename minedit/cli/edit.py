@@ -3,16 +3,22 @@
 import argparse
 from dataclasses import asdict
 
-from minedit import image
+from minedit import image, photo
 from minedit.cli import output
-from minedit.cli.pairs import asked
+from minedit.cli.pairs import Asked, asked
 from minedit.config import shown
+from minedit.inversion.choose import name_of
 
 
 def run(args: argparse.Namespace) -> None:
     edits = asked(args)
     runs = [(each, seed) for each in edits for seed in each.seeds]
-    from minedit.verbs import edit, record  # and torch, once the arguments are right
+    for each in edits:
+        if each.image:
+            photo.read(each.image)  # what cannot be read is said before anything is drawn
+    from minedit.verbs.asked import sized  # and torch, once the arguments are right
+    from minedit.verbs.edit import edit
+    from minedit.verbs.results import record
 
     with output.folder(args.out):
         sd = output.load(args)
@@ -21,17 +27,23 @@ def run(args: argparse.Namespace) -> None:
             each.check(sd)
         for each, seed in runs:
             what = each.source, each.target, each.method
-            settings = {"verb": "edit", **record(sd, *what, seed, each.run, each.settings)}
+            picture, digest = _photo(args, each)
+            numbers = sized(sd, picture, each.run) if picture else each.run
+            settings = {"verb": "edit", **record(sd, *what, seed, numbers, each.settings, digest, each.inverse)}
+            settings |= {"image": str(each.image.absolute())} if each.image else {}
             settings |= output.model_settings(args, sd)
             print(f"\n{shown(repr(each.source), 400)} -> {shown(repr(each.target), 400)}")
             if len(runs) > 1 and (stands := output.standing(args, settings)):
                 print(f"  seed {seed} stands already: {stands}; --again draws it anew")
                 continue
-            print(f"  {each.method}, seed {seed}, {each.run.steps} steps, guidance {each.run.guidance}")
+            by = f", of {shown(each.image, 300)}" if each.image else ""
+            by += f" by inversion {name_of(each.inverse)}" if each.inverse else ""
+            print(f"  {each.method}{by}, seed {seed}, {each.run.steps} steps, guidance {each.run.guidance}")
             said = output.forewarn(sd, each.source, each.target)
+            more = {"inversion": name_of(each.inverse), **asdict(each.inverse)} if each.inverse else {}
             with output.progress() as progress:
-                calls = {"progress": progress, "on_step": preview, "settings": each.settings}
-                res = edit(sd, *what, seed=seed, **asdict(each.run), **calls)
+                calls = {"progress": progress, "on_step": preview, "settings": each.settings, "image": picture, **more}
+                res = edit(sd, *what, seed=seed, **asdict(numbers), **calls)
             texts = [shown(word.text, 40) for word in res.words]
             width = max(map(len, texts), default=0)
             print(f"  {'word':{width}}  kind      τ, fraction of the steps")
@@ -43,3 +55,15 @@ def run(args: argparse.Namespace) -> None:
             output.write(
                 args.out, f"seed{seed}-" if len(runs) > 1 else "", pictures, settings, found, res.seconds, said
             )
+
+
+def _photo(args: argparse.Namespace, each: Asked) -> tuple:
+    """The photograph and its hash; says so where it is not the one that the picture of --from was made of."""
+    if each.image is None:
+        return None, None
+    picture = photo.upright(photo.read(each.image))
+    digest = photo.digest(picture.tobytes())
+    made = args.made.get("photo")
+    if made and made != digest:
+        print(f"  note: {shown(args.origin)} was made of another photograph ({made}; this is {digest}): expect another")
+    return picture, digest

@@ -12,7 +12,7 @@ def run(args: argparse.Namespace) -> None:
         raise MineditError("no prompt; expected what the picture shows: minedit generate 'a boy in the park'")
     pairs = [(prompt, seed) for prompt in args.prompts for seed in dict.fromkeys(args.seed)]
     from minedit.sampling.loop import Run  # and torch, once the arguments are right
-    from minedit.verbs import generate
+    from minedit.verbs.generate import generate
 
     with output.folder(args.out):
         sd = output.load(args)

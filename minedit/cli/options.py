@@ -13,12 +13,15 @@ from pathlib import Path
 from minedit import __version__
 from minedit.cli.parser import Formatter, Parser
 from minedit.config import MineditError, shown
+from minedit.inversion.choose import DEFAULT as INVERSION
+from minedit.inversion.choose import INVERSIONS
 from minedit.methods.choose import DEFAULT, METHODS
 from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import Setting, settings
 
 DTYPES = ("float32", "float16", "bfloat16")
 ELSEWHERE = {  # verbs that read their own arguments
+    "compare": "draw one edit by several methods, side by side",
     "train": "train the parts of the embedded model",
     "judge": "measure what the embedded model draws",
     "kernels": "check and time attention functions, your own too",
@@ -73,15 +76,16 @@ TEXT = Setting("", str)
 STORED = {
     **dict.fromkeys(("verb", "source", "target", "method", "device", "dtype", "attention"), TEXT),
     **dict.fromkeys(("model", "vae"), Setting("", str, none="that of the model")),
-    **dict.fromkeys(("weights", "minedit"), Setting("", str, none="not known")),
+    **dict.fromkeys(("weights", "minedit", "photo"), Setting("", str, none="not known")),
+    **dict.fromkeys(("image", "inversion"), Setting("", str, none="of no photograph")),
     "fast": Setting("", bool),
     "threads": Setting("", int, 1, 1000),
 }
 
 
 def setting_names() -> set[str]:
-    """Of all methods."""
-    return {name for kind in METHODS.values() for name in settings(kind)}
+    """Of all methods and inversions."""
+    return {name for kind in (*METHODS.values(), *INVERSIONS.values()) for name in settings(kind)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -91,10 +95,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     args = _parser({}).parse_args(argv)
     if args.origin is None:
-        args.lora, args.made = args.lora or [], (None, None)
+        args.lora, args.made = args.lora or [], {}
         return args
     stored, merged = _stored(args)
-    made = stored.pop("weights", None), stored.pop("minedit", None)
+    made = {name: stored.pop(name, None) for name in ("weights", "minedit", "photo")}
     if ":" in str(stored["attention"]):  # code: run only what this command line names
         stored["attention"] = None
     args = _parser(stored).parse_args(argv)
@@ -102,7 +106,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         args = _parser({name: value for name, value in stored.items() if name not in setting_names()}).parse_args(argv)
     if args.attention is None:
         raise MineditError(f"{args.origin} was made with its user's own attention function; name one: --attention")
-    args.made = made  # by which weights and version
+    args.made = made  # by which weights and version, of which photograph
     args.lora = merged if args.lora is None else args.lora  # argparse would add those given to a default
     return args
 
@@ -117,8 +121,9 @@ def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float]]]:
         raise MineditError(f"the settings in {args.origin} are not those of a minedit command; expected a PNG of one")
     if verb != args.verb:
         raise MineditError(f"{args.origin} was made by minedit {verb}; run: minedit {verb} --from {args.origin}")
-    method = METHODS.get(str(stored.get("method")))
-    known = {"seed": SEED, **settings(Numbers), **(settings(method) if method else {}), **STORED}
+    kinds = METHODS.get(str(stored.get("method"))), INVERSIONS.get(str(stored.get("inversion")))
+    known = {"seed": SEED, **settings(Numbers), **STORED}
+    known |= {name: each for kind in kinds if kind for name, each in settings(kind).items()}
     loras, prompts = stored.get("lora", []), stored.get("prompts", [])
     stored = {name: value for name, value in stored.items() if name in known}
     for name in stored:
@@ -150,12 +155,15 @@ def _parser(defaults: dict) -> Parser:
     text = 'an edit a line: {"source": "...", "target": "..."}, and settings of its own, such as "seed": 3'
     change.add_argument("--pairs", metavar="FILE", type=path, help=text)
     change.add_argument("--method", default=DEFAULT, help=f"how to edit: {', '.join(METHODS)}")
+    add_photo(change)
     _run_options(change)
-    for method, kind in METHODS.items():
-        group = change.add_argument_group(f"settings of --method {method}")
+    kinds = [(f"--method {name}", kind) for name, kind in METHODS.items()]
+    kinds += [(f"--inversion {name}", kind) for name, kind in INVERSIONS.items()]
+    for name, kind in kinds:
+        group = change.add_argument_group(f"settings of {name}")
         for field in fields(kind):
-            named = [settings(other)[field.name] for other in METHODS.values() if field.name in settings(other)]
-            if named[0] is settings(kind)[field.name]:  # the first method's option is that of all
+            named = [settings(other)[field.name] for _, other in kinds if field.name in settings(other)]
+            if named[0] is settings(kind)[field.name]:  # the first one's option is that of all
                 _option(group, field, argparse.SUPPRESS, *named)
 
     for verb in (draw, change):
@@ -177,14 +185,14 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
     """The option of a setting. absent: its value where it is not given; named: what methods have by this name."""
     each, flag = named[0], field.name.replace("_", "-")
     text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in (int, float) and bool(each.range))
-    text += f" (default: {each.none if field.default is None else field.default})" * (field.default != ())
+    text += f" (default: {each.none if field.default is None else field.default})" * (field.default not in ((), ""))
     if each.kind is bool and each.choices:  # a switch with more positions
         group.add_argument(f"--no-{flag}", dest=field.name, action="store_false", default=absent, help="without")
         how = {"nargs": "?", "const": True, "choices": each.choices}
     elif each.kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
     else:
-        metavar = {int: "N", float: "X", str: "|".join(each.choices), dict: "WORD=FACTOR"}[each.kind]
+        metavar = {int: "N", float: "X", str: "|".join(each.choices) or "TEXT", dict: "WORD=FACTOR"}[each.kind]
         how = {"type": reader(*named), "metavar": metavar, "nargs": "+" if each.kind is dict else None}
     group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
 
@@ -194,18 +202,34 @@ def add_threads(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--threads", metavar="N", type=number(int, 1, 1000), help=text)
 
 
-def _run_options(parser: Parser) -> None:
+def add_numbers(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("the run")
     group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", default=[0], help=SEED.help)
     for field in fields(Numbers):
         _option(group, field, field.default, field.metadata["setting"])
+    group.add_argument("--out", metavar="FOLDER", type=path, default=Path("out"), help="where the files go, numbered")
+    return group
+
+
+def add_photo(parser: Parser) -> None:
+    text = "a photograph to edit, in place of a picture of SOURCE; SOURCE says what it shows, and inverts it"
+    parser.add_argument("--image", metavar="FILE", type=path, help=text)
+    text = f"what the photograph is drawn again by: {', '.join(INVERSIONS)} (default: {INVERSION})"
+    parser.add_argument("--inversion", metavar="NAME", help=text)
+
+
+def _run_options(parser: Parser) -> None:
+    group = add_numbers(parser)
     text = "a picture whose stored settings are the defaults"
     group.add_argument("--from", metavar="PNG", dest="origin", type=path, help=text)
-    group.add_argument("--out", metavar="FOLDER", type=path, default=Path("out"), help="where the files go, numbered")
     text = "of several runs, draw those too whose pictures, of the same settings, stand in the folder"
     group.add_argument("--again", action="store_true", help=text)
     text = "TAESD's weights: preview.png shows, every 5 steps, what the picture becomes (Stable Diffusion v1 only)"
     group.add_argument("--preview", metavar="FILE", help=text)
+    add_model(parser)
+
+
+def add_model(parser: Parser) -> None:
     group = parser.add_argument_group("the model")
     text = "a .ckpt, .safetensors or diffusers folder, or instruct-pix2pix; else the embedded one"
     group.add_argument("--model", metavar="PATH", help=text)

@@ -12,18 +12,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minedit import __version__, image
 from minedit.config import SD14, MineditError, foreign_json, shown
+from minedit.sampling.numbers import Numbers
 from minedit.speed import threads
 
 if TYPE_CHECKING:
     from minedit.sampling.loop import Step
     from minedit.stack.model import Model
     from minedit.stack.tokens import Prompt
-    from minedit.verbs import OnStep
+    from minedit.verbs.asked import OnStep
 
 PREVIEW_EVERY = 5  # steps
 FOUND = {"words", "notes", "pair", "seconds", "versions", "files", "threads"}  # in a record, beside what is asked for
@@ -31,7 +33,7 @@ FOUND = {"words", "notes", "pair", "seconds", "versions", "files", "threads"}  #
 
 def arguments(args: argparse.Namespace, seed: int) -> dict:
     """Arguments of generate and edit."""
-    return {"seed": seed} | {name: getattr(args, name) for name in ("steps", "guidance", "eta", "height", "width")}
+    return {"seed": seed} | {field.name: getattr(args, field.name) for field in fields(Numbers)}
 
 
 def check_prompt(sd: Model, text: str) -> Prompt:
@@ -44,7 +46,7 @@ def check_prompt(sd: Model, text: str) -> Prompt:
 
 def forewarn(sd: Model, *texts: str) -> tuple[str, ...]:
     """Say, before anything is drawn, what is known of the prompts alone. Returns those notes."""
-    from minedit.verbs import reading
+    from minedit.verbs.results import reading
 
     notes = reading(sd, [sd.tokenizer.encode(text) for text in texts])
     for note in notes:
@@ -74,7 +76,7 @@ def load(args: argparse.Namespace) -> Model:
 
 def _other(args: argparse.Namespace, sd: Model) -> list[str]:
     """Why a picture made from the settings of another will not be its equal."""
-    weights, version = args.made
+    weights, version = args.made.get("weights"), args.made.get("minedit")
     notes = []
     if weights and sd.weights and weights != sd.weights:
         notes.append(f"{args.origin} was made with other weights ({weights}; these are {sd.weights}): expect another")

@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minedit.cli import options, output
 from minedit.config import MineditError, foreign_json, shown
+from minedit.inversion.choose import inversion_settings
 from minedit.methods.choose import METHODS, method_settings
 from minedit.methods.p2p import word_indices
 from minedit.sampling.numbers import SEED, Numbers
@@ -42,6 +44,8 @@ class Asked:
     seeds: tuple[int, ...]
     run: Numbers
     settings: Settings
+    inverse: Settings | None  # the photograph's inversion
+    image: Path | None  # the photograph's file
     where: str  # "pairs.jsonl line 3: ", for messages
     more: dict  # what else the line says, for the JSON
 
@@ -50,8 +54,9 @@ class Asked:
         from minedit.sampling.loop import Run
 
         try:
-            target = [output.check_prompt(sd, text) for text in (self.source, self.target)][1]
-            Run(**asdict(self.run)).fits(sd, 2)
+            target = [output.check_prompt(sd, text) for text in (self.source, self.target) if text][-1]
+            if not self.image:
+                Run(**asdict(self.run)).fits(sd, 2)
             for word, _ in getattr(self.settings, "reweight", ()):
                 word_indices(sd.tokenizer, target, word)
         except MineditError as error:
@@ -61,11 +66,10 @@ class Asked:
 def asked(args: argparse.Namespace) -> list[Asked]:
     """Raises MineditError for lines that cannot be read, or used."""
     overrides = {name: getattr(args, name) for name in options.setting_names() if hasattr(args, name)}
-    method_settings(args.method, None, overrides)
     if args.pairs is None:
         if args.source is None or args.target is None:
             raise MineditError("a prompt is missing; expected SOURCE and TARGET, or --pairs FILE")
-        return [_asked(args, overrides, {}, (args.source, args.target), "", {})]
+        return [_asked(args, overrides, {}, [args.source, args.target], "", {})]
     if args.source is not None and args.origin is None:
         raise MineditError("prompts and --pairs; expected one or the other")
     try:
@@ -101,12 +105,26 @@ def _asked(args: argparse.Namespace, overrides: dict, own: dict, texts: list[str
     method = own.get("method", args.method)
     if method != args.method:
         method_settings(str(method), None, {})
-        overrides = {name: value for name, value in overrides.items() if name in settings(METHODS[method])}
+        others = {name for kind in METHODS.values() for name in settings(kind)} - settings(METHODS[method]).keys()
+        overrides = {name: value for name, value in overrides.items() if name not in others}
     overrides = overrides | {name: own[name] for name in own.keys() & options.setting_names()}
+    image, inversion = _image(args, own), own.get("inversion", args.inversion)
+    inverse, overrides = inversion_settings(image is not None, METHODS.get(str(method)), inversion, overrides)
     seeds = own.get("seed", args.seed)
     seeds = dict.fromkeys(SEED.check("seed", seed) for seed in (seeds if isinstance(seeds, list) else [seeds]))
     run = Numbers(**{name: own.get(name, getattr(args, name)) for name in settings(Numbers)})
     for text in texts:
-        if not text.strip():
+        if not text.strip() and not (image and text is texts[0]):
             raise MineditError(f"prompt {shown(repr(text))} has no words; write what the picture shows")
-    return Asked(*texts, method, tuple(seeds), run, method_settings(method, None, overrides), where, more)
+    chosen = method_settings(method, None, overrides)
+    return Asked(*texts, method, tuple(seeds), run, chosen, inverse, image, where, more)
+
+
+def _image(args: argparse.Namespace, own: dict) -> Path | None:
+    """The photograph's file: of a line, by a name that its file's folder holds. Raises MineditError."""
+    name = own.get("image")
+    if name is None:
+        return args.image and Path(args.image)
+    if not isinstance(name, str):
+        raise MineditError(f"image is {shown(repr(name), 60)}, expected the name of a file")
+    return args.pairs.parent / options.path(name)

@@ -15,6 +15,7 @@ from torch import nn
 from minedit.attention.choose import backend, name_of
 from minedit.attention.rules import Attend
 from minedit.config import IP2P, SD14, Config, MineditError, shown
+from minedit.files.counted import counted
 from minedit.files.declared import honoured
 from minedit.files.formats import EXPECTED, FOLDERS, named, read
 from minedit.files.layouts import LAYOUTS, Tensors, Weights, first, recognise
@@ -156,7 +157,10 @@ def _embedded() -> Path:
 
 
 def _config(path: Path, weights: Weights, metadata: dict[str, str]) -> Config:
-    """The file's own config, if it has one; else Stable Diffusion v1's or InstructPix2Pix's, by the first layer."""
+    """The file's own config, if it has one; else Stable Diffusion v1's or InstructPix2Pix's, by the first layer.
+
+    Of either with fewer layers, if so.
+    """
     if CONFIG_KEY in metadata:
         try:
             config = Config.from_json(metadata[CONFIG_KEY])
@@ -178,7 +182,7 @@ def _config(path: Path, weights: Weights, metadata: dict[str, str]) -> Config:
         raise MineditError(
             f"{path} is {what}: its UNet takes {inputs} channels, expected 4 (SD v1) or 8 (InstructPix2Pix)"
         )
-    return known[inputs]
+    return counted(known[inputs], unet)
 
 
 def _build(path: Path, config: Config) -> tuple[UNet, VAE, TextEncoder]:

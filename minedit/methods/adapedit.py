@@ -99,6 +99,6 @@ class AdapEditConfig(Settings):
         found, pair, steps = None, (job.source, job.target), job.run.steps
         if self.measures and not self.one_pass:
             job.tick.total += self.pass_steps(steps)
-            found = measure(job.sd, *pair, job.seed, job.run, self, job.tick)
+            found = measure(job.sd, *pair, job.seed, job.run, self, job.tick, job.found)
         running = Running(job.sd, *pair, steps, self, found)
         return Way(rules=running.rules, watch=running.watch, after=running.after, told=running.told)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minedit.attention.rules import Gate, Seen, Site
 from minedit.config import MineditError
+from minedit.methods import Way
 from minedit.methods.plan import map_side
 from minedit.sampling.loop import Run
 from minedit.settings import Settings
@@ -205,13 +206,19 @@ def measure(
     run: Run,
     settings: Settings,
     tick: Callable[[], None] = lambda: None,
+    found: Way | None = None,
 ) -> Statistics:
-    """AdapEdit's statistics pass: the target (or source) prompt alone, from the noise of `seed`."""
+    """AdapEdit's statistics pass: the target (or source) prompt alone, from the noise of `seed`, or of an inversion."""
     prompt, key_words, _ = subject(source, target)
+    begin, first = (found.start, found.first * settings.pass_steps(run.steps) // run.steps) if found else (None, 0)
     run = replace(run, steps=settings.pass_steps(run.steps))
     looks = range(run.steps - 1 if settings.statistics == "last" else 0, run.steps)
     watch, seen = watched(sd, settings), Average()
-    for step in run(sd, [prompt.text], [seed], tick, observe=lambda s: watch if s in looks else {}):
+
+    def observe(step: int) -> dict[str, bool]:
+        return watch if step in looks else {}
+
+    for step in run(sd, [prompt.text], [seed], tick, observe=observe, begin=begin, first=first):
         if step.index in looks:
             seen.add(step.seen, row=1)  # conditional
     return statistics(sd, prompt, key_words, seen.means(), settings, step.latents.shape[-2:])

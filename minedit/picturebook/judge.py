@@ -26,7 +26,7 @@ from minedit.picturebook.world.scene import scene
 from minedit.sampling.ddim import alphas_cumprod
 from minedit.sampling.loop import embed
 from minedit.stack.tokens import Prompt
-from minedit.verbs import generate
+from minedit.verbs.generate import generate
 
 GOALS = {"subject": 0.95, "place": 0.95, "colour": 0.90, "pose": 0.85, "count": 0.85}
 RENDERINGS = 1024  # held-out renderings that the judge itself is measured on

@@ -3,9 +3,12 @@
 Read in this order:
 ```
 numbers.py   seeds, steps, sides: what a run may be asked for
+coded.py     pictures ↔ latents, by the VAE
 ddim.py      the noise schedule, a sampling step and its inverse
 guidance.py  noise predictions with and without the prompt → one
 memory.py    whether a picture's memory is there
 loop.py      the sampling loop
+way.py       what an edit may do in it
+together.py  several edits of one source in one batch
 ```
 """

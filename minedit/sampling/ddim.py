@@ -91,6 +91,13 @@ def inverse_step(x: Tensor, eps: Tensor, t: int, t_prev: int) -> Tensor:
     return step(x, eps, t_prev, t)[0]
 
 
+def noise_between(x: Tensor, x_prev: Tensor, t: int, t_prev: int) -> Tensor:
+    """The eps along which a step leads from x at t to x_prev at t_prev."""
+    a, a_prev = alpha(t), alpha(t_prev)
+    scale = math.sqrt(a_prev / a)
+    return (x_prev - scale * x) / (math.sqrt(1 - a_prev) - scale * math.sqrt(1 - a))
+
+
 def diffuse(x0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
     """x0 [B, ...] noised to time t (int, or int tensor [B]): sqrt(a) x0 + sqrt(1 - a) noise."""
     if isinstance(t, int):

@@ -5,26 +5,24 @@ Rows of the UNet's batch: B unconditional, then B conditional, unless `predict` 
 does at each step and `observe` which layers to look at; both are functions of the step, 0 for pure noise.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from minedit.attention.rules import Attn, Rule, Seen
 from minedit.config import MineditError
-from minedit.image import to_pil
 from minedit.sampling import ddim
+from minedit.sampling.coded import overflow
 from minedit.sampling.guidance import two_way
 from minedit.sampling.memory import check_memory
 from minedit.sampling.numbers import Numbers
 from minedit.stack.model import Model
 
 Progress = Callable[[int, int], None]  # steps done and steps in all, those of every pass
-Predict = Callable[[Tensor, int, int, Attn], Tensor]  # latents, step, timestep, what attention does → their noise
+Predict = Callable[[Tensor, int, int, Attn, Tensor], Tensor]  # latents, step, time, attention, context → their noise
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,12 @@ def embed(model: Model, prompts: Sequence[str]) -> Tensor:
     return torch.cat([model.text(row) for row in ids])
 
 
-def context(model: Model, prompts: Sequence[str]) -> Tensor:
-    """[2B, T, width]: the empty prompt B times, then the prompts. Raises MineditError where the encoder overflows."""
-    empty = embed(model, [""])
+def context(model: Model, prompts: Sequence[str], negative: str = "") -> Tensor:
+    """[2B, T, width]: the negative prompt B times, then the prompts. Raises MineditError for an encoder's overflow."""
+    empty = embed(model, [negative])
     rows = torch.cat([empty.expand(len(prompts), -1, -1), embed(model, prompts)])
     if not rows.isfinite().all():
-        raise _overflow("the text encoder", model.dtype)
+        raise overflow("the text encoder", model.dtype)
     return rows
 
 
@@ -60,36 +58,9 @@ def start(model: Model, seeds: Sequence[int], height: int | None = None, width: 
     return torch.cat([ddim.noise(seed, h, w) for seed in seeds]).to(model.device)
 
 
-@torch.inference_mode()
-def pictures(model: Model, latents: Tensor) -> tuple[list[Image], tuple[str, ...]]:
-    """Latents [B, 4, h, w] as the VAE decodes them -> pictures, and what a reader should know of how they were made.
-
-    A decoder that overflows in half precision decodes once more in float32, which is noted. Raises MineditError where
-    that does not help.
-    """
-    images, notes = model.vae.decode(latents.to(model.device, model.dtype)), ()
-    if model.dtype != torch.float32 and not images.isfinite().all():
-        images = copy.deepcopy(model.vae).float().decode(latents.to(model.device))
-        notes = (f"the decoder overflowed in {_name(model.dtype)}: the pictures were decoded again in float32",)
-    if not images.isfinite().all():
-        raise _overflow("the decoder", model.dtype)
-    return to_pil(images), notes
-
-
-def _overflow(stage: str, dtype: torch.dtype) -> MineditError:
-    """What to raise where a stage of a run gave NaN or infinity."""
-    wider = {torch.float16: "bfloat16 or float32", torch.bfloat16: "float32"}.get(dtype)
-    remedy = f"try --dtype {wider}" if wider else "its weights are damaged, or a setting is far out of range"
-    return MineditError(f"NaN or infinity from {stage} in {_name(dtype)}, expected finite numbers; {remedy}")
-
-
 def _waits(x: Tensor) -> bool:
     """Whether reading a number of x waits for work that is queued."""
     return x.device.type != "cpu"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def sample(
@@ -134,18 +105,19 @@ def sample(
     if not 0 <= first < steps:
         raise MineditError(f"the run begins at step {first}, expected one of its {steps}: nothing is left to draw")
     draw = _step_noise(seeds, latents) if eta > 0 else lambda: None
-    predict = predict or guided(model, context, guidance)
+    predict = predict or guided(model, guidance)
+    context = context.to(model.dtype)
     latents, largest = latents.float(), []
     for index, (t, t_prev) in list(enumerate(ddim.schedule(steps)))[first:]:
         watch = observe(index) if observe else {}
         attn = Attn(attend=model.attend, rules=rules(index) if rules else {}, watch=watch, seen={})
-        eps = predict(latents, index, t, attn)
+        eps = predict(latents, index, t, attn, context)
         latents, x0 = ddim.step(latents, eps, t, t_prev, eta, draw())
         largest.append(latents.abs().amax())  # NaN if one is
         if index + 1 == steps or not _waits(latents):
             flags = torch.stack(largest).isfinite().tolist()
             if not all(flags):
-                raise _overflow(f"the UNet at step {first + flags.index(False) + 1} of {steps}", model.dtype)
+                raise overflow(f"the UNet at step {first + flags.index(False) + 1} of {steps}", model.dtype)
         done = Step(index, t, latents, eps, x0, attn.seen)
         changed = after(done) if after else None
         if changed is not None:
@@ -154,11 +126,10 @@ def sample(
         yield done
 
 
-def guided(model: Model, context: Tensor, guidance: float) -> Predict:
+def guided(model: Model, guidance: float) -> Predict:
     """Noise of B latents by `guidance.two_way`, from 2B rows of the UNet and of context."""
-    context = context.to(model.dtype)
 
-    def predict(latents: Tensor, step: int, t: int, attn: Attn) -> Tensor:
+    def predict(latents: Tensor, step: int, t: int, attn: Attn, context: Tensor) -> Tensor:
         batch = torch.cat([latents, latents]).to(model.dtype)  # [2B, 4, h, w]
         times = torch.full((len(batch),), t, device=latents.device)
         return two_way(*model.unet(batch, times, context, attn).float().chunk(2), guidance)
@@ -221,7 +192,8 @@ class Run(Numbers):
     ) -> Iterator[Step]:
         """Sample the prompts from the noise of their seeds, without gradients, and call `tick` after each step.
 
-        begin: latents, in place of that noise. The rest as in `sample`; `after` is called outside of inference mode.
+        begin: latents, a row or one each, in place of that noise. The rest as in `sample`; `after` is called outside of
+        inference mode.
         Raises MineditError where height or width is no whole number of latents, and for a model that wants more than
         noise and text where nothing else predicts.
         """
@@ -231,9 +203,12 @@ class Run(Numbers):
                 f"{fault}; expected a model that reads {sd.config.vae.z_channels}, as Stable Diffusion v1"
             )
         self.fits(sd, len(seeds))
-        latents = start(sd, seeds, self.height, self.width) if begin is None else begin
+        latents = start(sd, seeds, self.height, self.width) if begin is None else begin.expand(len(seeds), -1, -1, -1)
         hooks = first, torch.inference_mode(False)(after) if after else None, predict
-        rows, numbers = context(sd, prompts), (self.steps, self.guidance, rules, observe, self.eta, seeds)
+        rows, numbers = (
+            context(sd, prompts, self.negative_prompt),
+            (self.steps, self.guidance, rules, observe, self.eta, seeds),
+        )
         for step in sample(sd, latents, rows, *numbers, *hooks):
             tick()
             yield step

@@ -12,10 +12,11 @@ SEED = Setting("a run each", int, 0, 2**64 - 1)
 
 @dataclass(frozen=True)
 class Numbers(Settings):
-    """Of a sampling run, which `loop.Run` is."""
+    """Of a sampling run, and its one text; `loop.Run` is one."""
 
     steps: int = field(default=50, metadata={"setting": STEPS})
     guidance: float = setting(7.5, "classifier-free guidance scale", low=0)
     eta: float = setting(0.0, "0 deterministic to 1 ancestral sampling", low=0, high=1)
     height: int | None = field(default=None, metadata={"setting": SIDE})
     width: int | None = field(default=None, metadata={"setting": SIDE})
+    negative_prompt: str = setting("", "what the picture is not to show: the text that guidance leads away from")

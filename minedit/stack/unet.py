@@ -212,8 +212,10 @@ class UNet(nn.Module):
                 self.input_blocks.append(Block(Downsample(c)))
                 skips.append(c)
 
-        middle = SpatialTransformer("middle_block.1", "mid", 2 ** (len(cfg.channels) - 1), c, cfg)
-        self.middle_block = Block(ResBlock(c, c, emb, groups), middle, ResBlock(c, c, emb, groups))
+        self.middle_block = Block()
+        if cfg.middle:
+            middle = SpatialTransformer("middle_block.1", "mid", 2 ** (len(cfg.channels) - 1), c, cfg)
+            self.middle_block.extend([ResBlock(c, c, emb, groups), middle, ResBlock(c, c, emb, groups)])
 
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(cfg.channels))):

@@ -107,6 +107,7 @@ def unet(cfg: UNetConfig, state: Mapping[str, Tensor]) -> UNet2DConditionModel:
             out_channels=cfg.out_channels,
             block_out_channels=cfg.channels,
             layers_per_block=cfg.blocks,
+            mid_block_type="UNetMidBlock2DCrossAttn" if cfg.middle else None,
             down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in cfg.attention],
             up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(cfg.attention)],
             attention_head_dim=cfg.heads,  # diffusers' name for the number of heads

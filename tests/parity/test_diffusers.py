@@ -21,6 +21,7 @@ import oracles  # noqa: E402
 from minedit.attention.sdpa import sdpa  # noqa: E402
 from minedit.config import IP2P, PICTUREBOOK, SD14, Config  # noqa: E402
 from minedit.files import formats  # noqa: E402
+from minedit.files.counted import counted  # noqa: E402
 from minedit.files.layouts import recognise  # noqa: E402
 from minedit.sampling.loop import sample  # noqa: E402
 from minedit.speed.fast import spare_products  # noqa: E402
@@ -114,6 +115,24 @@ def test_a_folder_that_diffusers_saved_reads_as_our_names(config: Config, tmp_pa
     for part, state in states.items():
         assert read[part].keys() == state.keys()
         assert all(torch.equal(read[part][name].read(x.dtype), x) for name, x in state.items())
+
+
+FEWER = {
+    "fewer blocks": {"blocks": 1},
+    "no middle": {"blocks": 1, "middle": False},
+    "fewer levels": {"blocks": 1, "middle": False, "channels": (32, 64, 128), "attention": (True,) * 3},
+}
+
+
+@pytest.mark.parametrize("name", FEWER)
+def test_unet_of_fewer_layers(name: str, tmp_path):
+    """The shapes of BK-SDM, a tenth as wide; the sizes that a saved folder of it is read with are its own."""
+    config = replace(NARROW, unet=replace(NARROW.unet, **FEWER[name]))
+    ours, _, theirs = unets(config, 2)
+    check(f"UNet of {name}", ours, theirs)
+    oracles.unet(config.unet, built(UNet, config.unet)[1]).save_pretrained(tmp_path / "unet")
+    held = recognise(tmp_path, formats.read(tmp_path, ["unet"])[0]).parts["unet"]
+    assert counted(NARROW, held).unet == config.unet
 
 
 def test_unet_of_instruct_pix2pix():

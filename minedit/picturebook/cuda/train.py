@@ -38,7 +38,7 @@ from minedit.picturebook.world.scene import scene
 from minedit.stack.text import TextEncoder
 from minedit.stack.unet import UNet
 from minedit.stack.vae import VAE
-from minedit.verbs import generate
+from minedit.verbs.generate import generate
 
 VAE_SHARE, KEPT_SHARE, LAST_SHARE = 0.27, 0.15, 0.07  # of all seconds: until the autoencoder is done, after the UNet
 VAE_PEAK, UNET_PEAK = 1e-3, 1.2e-3  # learning rates

@@ -1,0 +1,159 @@
+"""`edit`: a prompt pair → the source picture, drawn or a photograph, and its edit. `edits`: several of one source."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from minedit.config import MineditError, shown
+from minedit.inversion.choose import inversion_settings
+from minedit.methods.choose import DEFAULT, METHODS, method_settings
+from minedit.sampling.coded import pictures
+from minedit.sampling.loop import Progress, Run, Ticks
+from minedit.sampling.numbers import SEED
+from minedit.sampling.together import joins, together
+from minedit.sampling.way import Job, Way
+from minedit.settings import Settings
+from minedit.stack.model import Model
+from minedit.stack.tokens import align
+from minedit.verbs.asked import OnStep, check_model, read_photo, read_prompt
+from minedit.verbs.results import EditResult, change, reading, record, redrawn
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An edit among several."""
+
+    target: str
+    method: str
+    chosen: Settings
+    inverse: Settings | None  # the photograph's inversion
+
+
+def edit(sd: Model, source: str, target: str, method: str = DEFAULT, **more: object) -> EditResult:
+    """The picture of `source` and its edit into `target`, from one noise; or a photograph and its edit.
+
+    The one result of `edits`, whose keywords these are: image, inversion, seed, steps, guidance, eta, height, width,
+    negative_prompt, settings, progress, on_step; and single settings by name: `tau=0.5`, `reweight={"red": 2}`.
+    """
+    if not isinstance(target, str):
+        raise MineditError(f"target is {shown(repr(target), 60)}, expected a text; minedit.edits takes several")
+    return edits(sd, source, [target], method, **more)[0]
+
+
+def edits(
+    sd: Model,
+    source: str,
+    targets: Sequence[str | Mapping[str, object]],
+    method: str = DEFAULT,
+    *,
+    image: Image | Tensor | None = None,
+    inversion: str | None = None,
+    seed: int = 0,
+    steps: int = 50,
+    guidance: float = 7.5,
+    eta: float = 0.0,
+    height: int | None = None,
+    width: int | None = None,
+    negative_prompt: str = "",
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    on_step: OnStep | None = None,
+    **overrides: object,
+) -> list[EditResult]:
+    """The picture of `source`, or a photograph, and an edit of it for each target, in one batch where methods allow it.
+
+    Args:
+        source: what the picture shows; a photograph is inverted by it, and may have none: "".
+        targets: prompts, or mappings such as {"target": "a sitting boy", "tau": 0.4}: what they say of the method and
+            its settings takes the place of what is said below.
+        method: one of `minedit.METHODS`.
+        image: a photograph of any size and mode, or latents such as `EditResult.edited_latent`, [1, 4, h, w].
+        inversion: one of `minedit.INVERSIONS`, of methods that need one; None for the default.
+        seed, steps, guidance, eta, negative_prompt, progress, on_step: as in `generate`; a Step's rows are the source
+            and the targets, or one target alone where its method draws no source.
+        height, width: as in `generate`; None: a photograph's own shape, as many pixels as trained.
+        settings: the method's; None for its defaults.
+        overrides: single fields of `settings`, or of the inversion's, by name: `tau=0.5`, `lambda_s=0.9`, `dps=False`,
+            `reweight={"red": 2}`.
+
+    Prompts with the same words give the same picture twice, bit for bit, unless words are reweighted.
+
+    Raises:
+        MineditError: an empty or over-long prompt, an unknown method or setting, a number out of range, no picture, or
+            NaN from a model in too narrow a dtype.
+    """
+    began = time.perf_counter()
+    check_model(sd)
+    if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
+        raise MineditError(f"targets is {shown(repr(targets), 60)}, expected a list of prompts")
+    wanted = [_wanted(each, method, settings, overrides, image is not None, inversion) for each in targets]
+    run, seed = Run(steps, guidance, eta, height, width, negative_prompt), SEED.check("seed", seed)
+    photo, run = read_photo(sd, image, run) if image is not None else (None, run)
+    prompt, tick = read_prompt(sd, source, empty=photo is not None), Ticks(progress, run.steps)
+    aims = [read_prompt(sd, each.target) for each in wanted]
+    jobs = [Job(sd, prompt, aim, align(prompt, aim), seed, run, tick, photo) for aim in aims]
+    found = {each.inverse: each.inverse.prepare(job) for each, job in zip(wanted, jobs, strict=True) if each.inverse}
+    jobs = [replace(job, found=found.get(each.inverse)) for each, job in zip(wanted, jobs, strict=True)]
+    ways = [each.chosen.prepare(job) for each, job in zip(wanted, jobs, strict=True)]
+    results: dict[int, EditResult] = {}
+    batches = _batches(ways, wanted)
+    tick.total += sum(run.steps - way.first for way, _ in batches) - run.steps
+    for batch, members in batches:
+        batch = batch.on(jobs[members[0]].found) if jobs[members[0]].found else batch
+        prompts = batch.prompts or (source, *(wanted[at].target for at in members))
+        hooks = batch.rules, batch.watch, batch.start, batch.first, batch.after, batch.predict
+        for step in run(sd, prompts, [seed] * len(prompts), tick, *hooks):
+            latents = step.latents
+            if on_step:
+                on_step(step)
+        if batch.source is not None:
+            latents = torch.cat([batch.source.to(latents), latents])
+        latents = latents.cpu() / sd.config.latent_scale
+        images, decoding = pictures(sd, latents)
+        for at, row in zip(members, range(len(images) - len(members), len(images)), strict=True):
+            told = ways[at].on(jobs[at].found).told() if jobs[at].found else ways[at].told()
+            pair = images[:1] if row == 0 else [images[0], images[row]]
+            read = reading(sd, (prompt, aims[at]))
+            made = wanted[at].method, seed, run, wanted[at].chosen, photo and photo.digest, wanted[at].inverse
+            results[at] = EditResult(
+                source=images[0],
+                edited=images[row].copy(),
+                source_latent=latents[:1],
+                edited_latent=latents[row : row + 1].clone(),
+                words=told.words,
+                notes=(*told.notes, *redrawn(photo, images[0]), *change(pair), *read, *decoding),
+                settings=record(sd, source, wanted[at].target, *made),
+                seconds=time.perf_counter() - began,
+                statistics=told.statistics,
+            )
+    return [results[at] for at in range(len(wanted))]
+
+
+def _wanted(
+    asked: str | Mapping[str, object],
+    method: str,
+    settings: Settings | None,
+    overrides: Mapping[str, object],
+    image: bool,
+    inversion: str | None,
+) -> Wanted:
+    """One of the targets with its method and settings. Raises MineditError."""
+    own = dict(asked) if isinstance(asked, Mapping) else {"target": asked}
+    if not isinstance(own.get("target"), str):
+        raise MineditError(f"a target is {shown(repr(asked), 60)}, expected a prompt or {{'target': prompt, ...}}")
+    target, chosen = own.pop("target"), own.pop("method", method)
+    settings = settings if chosen == method else None
+    inverse, rest = inversion_settings(image, METHODS.get(str(chosen)), inversion, {**overrides, **own})
+    return Wanted(target, chosen, method_settings(chosen, settings, rest), inverse)
+
+
+def _batches(ways: Sequence[Way], wanted: Sequence[Wanted]) -> list[tuple[Way, list[int]]]:
+    """What is drawn in one batch each: edits that join, from one inversion; any other alone."""
+    members: dict[object, list[int]] = {}
+    for at, way in enumerate(ways):
+        members.setdefault(("joined", wanted[at].inverse) if joins(way) else at, []).append(at)
+    return [(together([ways[at] for at in each]), each) for each in members.values()]
