@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minedit.picturebook.world import captions
+from minedit.picturebook.world.edits import pairs
 from minedit.picturebook.world.factors import Factors, check, held_out
 from minedit.picturebook.world.instructions import WORDS, factor, instruct, instruction
 from minedit.picturebook.world.scene import scene
@@ -92,6 +93,15 @@ def test_training_compositions_stay_training_compositions():
 def test_every_way_to_say_it(before, change, ways):
     rng = random.Random(0)
     assert {instruct(before, replace(before, **change), rng) for _ in range(400)} == set(ways.split("|"))
+
+
+def test_every_edit_of_the_closed_world_can_be_asked_for():
+    for pair in pairs("test"):
+        said = instruct(pair.before, pair.after, random.Random(pair.seed)).split()
+        assert {*said} <= {*captions.WORDS, *WORDS}
+        value = getattr(pair.after, pair.factor)
+        if pair.kind in ("colour", "time", "add"):
+            assert value in said, pair
 
 
 def test_two_changes_are_no_instruction():
