@@ -66,10 +66,20 @@ def test_a_low_rank_change_is_a_product(model):
     assert sum(map(factors, dict(unet.named_parameters()))) == sum(name.endswith((".up", ".down")) for name in learnt)
 
 
-def test_a_widened_unet_draws_as_before_whatever_is_given(model):
+def test_a_widened_unet_without_a_picture_draws_as_before(model):
     x, ids = normal("x", 2, 8, 4, 4), torch.tensor([model.tokenizer.encode("make it night").ids] * 2)
-    wide = train_instruct.widened(model.unet).eval()
-    assert torch.allclose(predict(wide, model.text, x, ids), predict(model.unet, model.text, x[:, :4], ids), atol=1e-5)
+    wide, alone = train_instruct.widened(model.unet).eval(), x.clone()
+    alone[:, 4:] = 0
+    before = predict(model.unet, model.text, x[:, :4], ids)
+    assert torch.allclose(predict(wide, model.text, alone, ids), before, atol=1e-5)
+    assert not torch.allclose(predict(wide, model.text, x, ids), before, atol=1e-2)
+
+
+def test_a_picture_comes_in_where_the_noise_does_not():
+    unet = fill(UNet(replace(SMALL.unet, channels=(64, 64))))
+    wide = train_instruct.widened(unet).input_blocks[0][0].weight
+    noise, photo = wide[:, :4].flatten(1), wide[:, 4:].flatten(1)
+    assert (noise.T @ photo).abs().max() < 1e-5 and torch.linalg.matrix_rank(photo) == 4
 
 
 def test_pairs_are_the_scenes_and_their_changes(pairs, model, tmp_path, monkeypatch):

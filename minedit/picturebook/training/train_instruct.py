@@ -47,6 +47,7 @@ SAME = 0.5  # of the rows with a picture but no text: the picture itself is the 
 RANK = 24
 PEAK = 4e-4  # learning rate
 CHANGES = 2  # of each scene
+SEEN = 0.18  # what a picture's channels are multiplied by at first; they are 5.5 of the noise's in size
 FIRST = "input_blocks.0.0"  # the layer that reads the photo's channels too
 
 
@@ -104,11 +105,19 @@ def _moved(a: Image.Image, b: Image.Image) -> Tensor:
 
 
 def widened(unet: UNet) -> UNet:
-    """A UNet that reads a picture's four channels beside the noise and, so far, makes nothing of them."""
+    """A UNet that reads a picture's channels beside the noise's, and so far makes little of them.
+
+    They come in by the directions that the first layer uses least for the noise, none at all where it has more than 36
+    channels: what is behind it has not learned to read these. From the paper's zeros they grow slowly.
+    """
     cfg: UNetConfig = replace(unet.cfg, in_channels=2 * unet.cfg.in_channels)
     state = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    first = state[f"{FIRST}.weight"]
-    state[f"{FIRST}.weight"] = torch.cat([first, torch.zeros_like(first)], 1)
+    first = state[f"{FIRST}.weight"]  # [C, 4, 3, 3]
+    directions, _, _ = torch.linalg.svd(first.flatten(1).float())
+    free = directions[:, -first.shape[1] :]  # [C, 4]
+    photo = torch.zeros_like(first)
+    photo[:, :, 1, 1] = free * SEEN
+    state[f"{FIRST}.weight"] = torch.cat([first, photo], 1)
     wide = UNet(cfg)
     wide.load_state_dict(state)
     return wide
