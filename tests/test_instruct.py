@@ -56,11 +56,11 @@ def test_a_low_rank_change_is_a_product(model):
     unet = lower(copy.deepcopy(model.unet).requires_grad_(True), 3, ("input_blocks.0.0",))
     layer, plain = unet.input_blocks[1][0].in_layers[2], model.unet.input_blocks[1][0].in_layers[2]
     assert torch.equal(layer.weight, plain.weight)
-    change = layer.parametrizations.weight[0]
-    nn.init.normal_(change.up)
-    expected = plain.weight + torch.einsum("or,ri->oi", change.up, change.down).view_as(plain.weight)
-    assert torch.allclose(layer.weight, expected, atol=1e-5)
+    nn.init.normal_(layer.parametrizations.weight[0].up)
     learnt = learnt_by(unet)
+    up, down = (learnt[f"input_blocks.1.0.in_layers.2.weight.{half}"] for half in ("up", "down"))
+    expected = plain.weight + torch.einsum("or,ri->oi", up, down).view_as(plain.weight)
+    assert torch.allclose(layer.weight, expected, atol=1e-5) and not torch.equal(layer.weight, plain.weight)
     assert {"input_blocks.1.0.in_layers.2.weight.up", "input_blocks.0.0.weight"} <= learnt.keys()
     assert "input_blocks.0.0.weight.up" not in learnt and "input_blocks.1.0.in_layers.2.weight" not in learnt
     assert sum(map(factors, dict(unet.named_parameters()))) == sum(name.endswith((".up", ".down")) for name in learnt)

@@ -9,19 +9,21 @@ from torch.nn.utils import parametrize
 
 
 class LowRank(nn.Module):
-    """W [out,in,...] → W + up [out,rank] · down [rank,in·...]; nothing is added at first.
+    """W [out,in,...] → W + scale · up [out,rank] · down [rank,in·...]; nothing is added at first.
 
-    `down` is drawn so that a step of the size of W's own moves W' about as far as it would move W.
+    `down` has rows of about length 1. With the scale a step of `up` moves W' about as far as one of W's own would, and
+    `down` is small enough to turn within some hundred steps towards what there is to learn.
     """
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         rows, columns = weight.flatten(1).shape
+        self.scale = (columns / rank) ** 0.5
         self.up = nn.Parameter(torch.zeros(rows, rank))
-        self.down = nn.Parameter(torch.randn(rank, columns) / rank**0.5)
+        self.down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + (self.up @ self.down).view_as(weight)
+        return weight + (self.scale * self.up @ self.down).view_as(weight)
 
 
 def lower(module: nn.Module, rank: int, whole: tuple[str, ...] = ()) -> nn.Module:
@@ -42,8 +44,8 @@ def factors(name: str) -> bool:
 
 def learnt_by(module: nn.Module) -> dict[str, Tensor]:
     """What `module` learned, by the names of its parameters: `NAME.up` and `NAME.down`, or NAME where it is whole."""
-    return {
-        name.replace(".parametrizations.weight.0.", ".weight."): p.detach()
-        for name, p in module.named_parameters()
-        if p.requires_grad
-    }
+    found = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad and not factors(name)}
+    for name, change in ((name, m) for name, m in module.named_modules() if isinstance(m, LowRank)):
+        weight = name.removesuffix(".parametrizations.weight.0") + ".weight"
+        found |= {f"{weight}.up": change.scale * change.up.detach(), f"{weight}.down": change.down.detach()}
+    return found
