@@ -57,6 +57,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     begun = "go on with this model's UNet, its decoder (stage vae), or, of it, a variant (instruct; else the embedded)"
     parser.add_argument("--from", dest="start", metavar="FILE", help=begun)
     parser.add_argument("--warmup", type=number(int, 1, 10**9), default=200, help="steps to the peak learning rate")
+    parser.add_argument("--batch", type=number(int, 1, 4096), default=32, help="stage instruct: rows a step")
     parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
     add_threads(parser)
     parser.add_argument("--device", help="cpu or cuda; else cuda where there is one")

@@ -33,7 +33,7 @@ def train(stage: str, config: Config, args: argparse.Namespace) -> None:
     run = Training(args.runs / stage, steps, args.device, args.seed, warmup=args.warmup, compile=args.compile)
     data, size = args.runs / "data", config.image_size
     if stage == "instruct":
-        _instruct(load(args.start), data, args.scenes, run)
+        _instruct(load(args.start), data, args.scenes, run, args.batch)
         return
     begun = load(args.start) if args.start else None
     if begun and begun.config != config:
@@ -66,14 +66,14 @@ def train(stage: str, config: Config, args: argparse.Namespace) -> None:
             save_judge(judge, run.folder / "judge.safetensors")
 
 
-def _instruct(model: Model, data: Path, scenes: int, run: Training) -> None:
+def _instruct(model: Model, data: Path, scenes: int, run: Training, batch: int) -> None:
     """Train the variant of a model that follows instructions; its file is written into the run's folder."""
     cfg = model.config
     vae = model.vae.to(run.device, memory_format=torch.channels_last)
     with first_worker_first():
         seen = pairs(vae, data, scenes, cfg.image_size, cfg.latent_scale, run)
     wide, tower = widened(model.unet), copy.deepcopy(model.text)
-    learnt = train_instruct(wide, tower, model.tokenizer, seen, cfg.latent_scale, run)
+    learnt = train_instruct(wide, tower, model.tokenizer, seen, cfg.latent_scale, run, batch)
     if worker() == 0:
         write_variant(learnt, model, run.folder / VARIANTS["instruct-pix2pix"])
 

@@ -8,8 +8,8 @@ given comes back, which the paper leaves to chance.
 """
 
 import hashlib
+import os
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from minedit.attention.rules import Attn
@@ -72,8 +73,7 @@ def pairs(vae: VAE, folder: Path, count: int, size: int, scale: float, run: Trai
     told = f"{style()}{fingerprint(vae.encoder)}{run.seed}{size}{named}"
     file = folder / f"pairs-{count}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.safetensors"
     if not file.exists():
-        means, stds, moved = zip(*_encoded(vae, named, size, scale, run), strict=True)
-        write({"means": torch.stack(means), "stds": torch.stack(stds), "moved": torch.stack(moved)}, file)
+        write(_encoded(vae, Drawn(named, run.seed, size), scale, run), file)
     kept = load_file(file)
     return Pairs(named, kept["means"], kept["stds"], kept["moved"])
 
@@ -83,18 +83,36 @@ def _changes(seed: int, index: int) -> list[Factors]:
     return [before, *(changed(before, stream(seed, f"change:{index}:{k}")) for k in range(CHANGES))]
 
 
+class Drawn(Dataset):
+    """Item i: a scene and its changes as pictures [n,3,H,W] in [-1,1], and what each change moved [n-1,h,w] uint8."""
+
+    def __init__(self, named: list[list[Factors]], seed: int, size: int) -> None:
+        self.named, self.seed, self.size = named, seed, size
+
+    def __len__(self) -> int:
+        return len(self.named)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        seed = self.seed * 1_000_000_007 + i
+        images = [scene(factors, seed, self.size).image for factors in self.named[i]]
+        moved = torch.stack([_moved(images[0], image) for image in images[1:]])
+        return torch.cat([to_tensor(image) for image in images]), moved
+
+
 @torch.no_grad()
-def _encoded(
-    vae: VAE, named: list[list[Factors]], size: int, scale: float, run: Training
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for i, group in enumerate(tqdm(named, desc=f"drawing {len(named)} scenes and their changes", mininterval=5)):
-        seed = run.seed * 1_000_000_007 + i
-        images = [scene(factors, seed, size).image for factors in group]
-        x = torch.cat([to_tensor(image) for image in images]).to(run.device, memory_format=torch.channels_last)
+def _encoded(vae: VAE, drawn: Drawn, scale: float, run: Training) -> dict[str, Tensor]:
+    """`means`, `stds` and `moved` of Pairs. Beside a GPU all but one of the cores draw."""
+    workers = 0 if run.device == "cpu" else (os.cpu_count() or 2) - 1
+    found: dict[str, list[Tensor]] = {"means": [], "stds": [], "moved": []}
+    loader = DataLoader(drawn, batch_size=16, num_workers=workers)
+    for x, moved in tqdm(loader, desc=f"drawing {len(drawn)} scenes and their changes", mininterval=5):
         with run.bfloat16():
-            mean, logvar = vae.encode(x).float().chunk(2, dim=1)
-        mean, std = mean * scale, (logvar.clamp(-30, 20) / 2).exp() * scale
-        yield mean.half().cpu(), std.half().cpu(), torch.stack([_moved(images[0], image) for image in images[1:]])
+            moments = vae.encode(x.flatten(0, 1).to(run.device, memory_format=torch.channels_last)).float()
+        mean, logvar = moments.unflatten(0, x.shape[:2]).chunk(2, dim=2)  # [16, n, 4, h, w]
+        found["means"].append((mean * scale).half().cpu())
+        found["stds"].append(((logvar.clamp(-30, 20) / 2).exp() * scale).half().cpu())
+        found["moved"].append(moved)
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def _moved(a: Image.Image, b: Image.Image) -> Tensor:
@@ -132,15 +150,14 @@ def train_instruct(
     both = nn.ModuleDict({"unet": lower(unet, RANK, (FIRST,)), "text": lower(text, RANK)})
     both.to(run.device).unet.to(memory_format=torch.channels_last)
     ids, alphas = Ids(tokenizer), alphas_cumprod().float()
-    forward = torch.compile(unet) if run.compile else unet
 
     def loss(step: int) -> dict[str, Tensor]:
         rng, noise = run.chances("instruct", step), run.noise(step)
         rows = [_row(pairs, rng) for _ in range(batch)]
-        captions, given, targets, moved, blank = zip(*rows, strict=True)
-        mean, std = (torch.stack([x[n, k] for n, k in targets]).float() for x in (pairs.means, pairs.stds))
-        photo = torch.stack([pairs.means[n, k] for n, k in given]).float() / scale
-        photo *= 1 - torch.tensor(blank, dtype=torch.float32)[:, None, None, None]
+        captions, *numbers = zip(*rows, strict=True)
+        n, given, asked, blank = map(torch.tensor, numbers)
+        mean, std = pairs.means[n, asked].float(), pairs.stds[n, asked].float()
+        photo = pairs.means[n, given].float() / scale * ~blank[:, None, None, None]
         z = mean + std * torch.randn(mean.shape, generator=noise)
         eps = torch.randn(z.shape, generator=noise)
         t = times(torch.rand(batch, generator=noise))
@@ -149,9 +166,10 @@ def train_instruct(
         context = text(ids(list(captions))[0].to(run.device))
         with run.bfloat16():
             x = x.to(run.device, memory_format=torch.channels_last)
-            predicted = forward(x, t.to(run.device), context, Attn(attend=matmul_attention))
+            predicted = unet(x, t.to(run.device), context, Attn(attend=matmul_attention))
         square = (predicted.float() - eps.to(run.device)).square().mean(1)  # [B, h, w]
-        near = F.max_pool2d(torch.stack(moved).to(square), 3, stride=1, padding=1) / 255
+        moved = pairs.moved[n, torch.maximum(given, asked) - 1] * (given != asked)[:, None, None]
+        near = F.max_pool2d(moved.to(square), 3, stride=1, padding=1) / 255
         near *= 1 - near.mean((1, 2), keepdim=True)  # a change of everything weighs no more
         return {"loss": weighted(square, a.to(run.device), near), "mse": square.mean()}
 
@@ -167,17 +185,13 @@ def write_variant(learnt: nn.ModuleDict, model: Model, path: Path) -> None:
     write({name: tensor.half() for name, tensor in changed.items()}, path, told)
 
 
-Row = tuple[str, tuple[int, int], tuple[int, int], Tensor, bool]
-
-
-def _row(pairs: Pairs, rng: random.Random) -> Row:
-    """(instruction, picture given, picture asked for, cells that change, whether the picture is left out)."""
+def _row(pairs: Pairs, rng: random.Random) -> tuple[str, int, int, int, bool]:
+    """(instruction, scene, what is given, what is asked for, whether the picture is left out)."""
     n, given, asked = pairs.pick(rng)
-    said, moved = instruct(pairs.factors[n][given], pairs.factors[n][asked], rng), pairs.moved[n, max(given, asked) - 1]
+    said = instruct(pairs.factors[n][given], pairs.factors[n][asked], rng)
     chance = rng.random()
-    blank = DROPPED <= chance < 3 * DROPPED
     if chance < 2 * DROPPED:
         said = ""
     if chance < DROPPED and rng.random() < SAME:
-        asked, moved = given, torch.zeros_like(moved)
-    return said, (n, given), (n, asked), moved, blank
+        asked = given
+    return said, n, given, asked, DROPPED <= chance < 3 * DROPPED
