@@ -238,7 +238,7 @@ def test_assemble_writes_a_checkpoint_that_loads(tmp_path, capsys):
         (["vae", "--scenes", "255"], "--scenes: found '255', expected a whole number, 256 or more"),
         (["vae", "--steps", "0"], "--steps: found '0', expected a whole number, 1 or more"),
         (["unet"], "final.safetensors is not there yet; run `minedit train vae` first"),
-        (["judge", "--from", "x"], "found stage judge, expected unet or vae"),
+        (["judge", "--from", "x"], "found stage judge, expected unet, vae or instruct"),
         (["assemble"], "final.safetensors is not there yet; run `minedit train unet` first"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def train(stage: str, config: Config, args: argparse.Namespace) -> None:
     run = Training(args.runs / stage, steps, args.device, args.seed, warmup=args.warmup, compile=args.compile)
     data, size = args.runs / "data", config.image_size
     if stage == "instruct":
-        _instruct(load(args.start), data, args.scenes, run, args.batch)
+        _instruct(load(args.start), data, args.scenes, replace(run, save_every=100), args.batch)
         return
     begun = load(args.start) if args.start else None
     if begun and begun.config != config:
