@@ -1,12 +1,13 @@
 """How long a step of the UNet takes at the size of SD-v1.4: ours, diffusers', and edits of ours. On a CPU.
 
-    python benchmarks/unet.py [--side 64] [--batch 1 4] [--repeats 3] [--threads 2]
+    python benchmarks/unet.py [--side 64] [--batch 1 4] [--repeats 3] [--threads 2] [--only bfloat16]
 
-Random weights, float32, latents of side x side, 77 tokens. The works of a batch size are timed in turn, `repeats` times
-after a warm-up; a row is the median, with ratios to ours, and goes to benchmarks/unet.csv. "of ceiling" is the step's
-floating-point operations a second over those of the fastest of several large matrix products. The works of batch 4 are
-the four rows of an edit: unconditional and conditional, source and target. diffusers is measured where it can be
-imported.
+Random weights, latents of side x side, 77 tokens; float32 unless a row says bfloat16. The works of a batch size are
+timed in turn, `repeats` times after a warm-up; a row is the median, with ratios to ours, and goes to unet.csv beside.
+At one thread seconds are those that the process computed, which other programs lengthen little. "of ceiling" is the
+step's floating-point operations a second over those of the fastest of several large matrix products. The works of batch
+4 are the four rows of an edit: unconditional and conditional, source and target. diffusers is measured where it can be
+imported. Those in bfloat16 have a process each; their ratios are to ours in bfloat16, as is their ceiling.
 
 Memory is the peak of one step above what is resident before it, in a process of its own whose malloc gives every large
 block back when it is freed. As it is by default it keeps some for later, how many depends on the order of sizes, and an
@@ -15,8 +16,9 @@ edited step that never needs more than a plain one can look 14 % larger.
 "p2p" and "edit" edit every cross-attention and inject self-attention, "edit" through pixel gates. "one-pass" is "edit"
 and what AdapEdit in one pass does beside it after every second step. "stored maps" is attention as the public
 Prompt-to-Prompt code does it, for contrast: probabilities materialised, the source's put in place of the target's, and
-those of every map up to 32 x 32 added to a store. "fast" of ours is what `--fast` does on a CPU; "kept" are the filters
-it keeps beside the weights. Operations are counted as without it.
+those of every map up to 32 x 32 added to a store. "fast" of ours is what `--fast` does in float32 on a CPU without AMX,
+in bfloat16 on one that multiplies it; "kept" are the filters it keeps beside the weights. Operations are counted as
+without it.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,7 +54,8 @@ from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.plan import SELF_RULE, SOURCE, TARGET, injected_sites
 from minedit.methods.running import Running
 from minedit.methods.wordmaps import watched
-from minedit.speed.fast import spare_products
+from minedit.speed.fast import pack, spare_products
+from minedit.speed.packed import Packed
 from minedit.speed.winograd import Winograd
 from minedit.stack.model import Model
 from minedit.stack.tokens import Tokenizer
@@ -60,6 +64,7 @@ from minedit.stack.unet import UNet
 TABLE = Path(__file__).with_suffix(".csv")
 WORKS = {1: ("minedit", "minedit fast", "diffusers", "diffusers channels-last")}
 WORKS[4] = (*WORKS[1], "p2p", "edit", "one-pass", "edit fast", "stored maps")
+HALF = ("minedit bfloat16", "minedit fast bfloat16", "diffusers bfloat16")  # at batch 1
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc's, in bytes
 PAIR = "a boy in the park", "a sitting boy in the park"
 Step = Callable[[Tensor, Tensor, Tensor], object]
@@ -73,38 +78,46 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", choices=[*WORKS], default=[*WORKS])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", choices=["float32", "bfloat16"], help="the works in this dtype")
     parser.add_argument("--memory", metavar="WORK", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", metavar="WORK", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with torch.inference_mode():
         if args.memory:
             print(json.dumps(peak(args.memory, args.batch[0], args.side)))
             return
-        rows = [row for batch in args.batch for row in measured(batch, args)]
+        if args.serve:
+            serve(args.serve, args.batch[0], args.side)
+            return
+        rows = []
+        for batch in args.batch:
+            rows += measured(WORKS[batch], batch, args) if args.only != "bfloat16" else []
+            rows += measured(HALF, batch, args) if args.only != "float32" and batch == 1 else []
     append(TABLE, rows)
 
 
-def measured(batch: int, args: argparse.Namespace) -> list[dict]:
+def measured(names: Sequence[str], batch: int, args: argparse.Namespace) -> list[dict]:
     theirs = importlib.util.find_spec("diffusers") is not None
-    names = [name for name in WORKS[batch] if theirs or "diffusers" not in name]
+    names = [name for name in names if theirs or "diffusers" not in name]
     memories = {name: memory(name, batch, args) for name in names}  # first: the works below fill 16 GB
-    works = {name: work(name) for name in names}
     told = {"date": date.today().isoformat(), "device": f"{platform.machine()}, {args.threads} threads"}
     told |= {"torch": torch.__version__, "diffusers": version("diffusers") if theirs else "", "side": args.side}
-    top, flops = ceiling(), operations(batch, args.side)
+    top, flops = ceiling(dtype_of(names[0])), operations(batch, args.side)
     print(f"batch {batch}, {args.side} x {args.side}: {flops / 1e12:.2f} TFLOP a step; ceiling {top / 1e9:.0f} GFLOP/s")
-    took: dict[str, list[float]] = {name: [] for name in works}
-    for repeat in range(args.repeats + 1):  # the first is the warm-up
-        for name, step in works.items():
-            seconds = timed(step, batch, args.side)
-            if repeat:
-                took[name].append(seconds)
-    rows, base = [], statistics.median(took["minedit"])
+    took: dict[str, list[float]] = {name: [] for name in names}
+    with (apart if names[0] in HALF else together)(names, batch, args) as works:
+        for repeat in range(args.repeats + 1):  # the first is the warm-up
+            for name, once in works.items():
+                seconds = once()
+                if repeat:
+                    took[name].append(seconds)
+    rows, base = [], statistics.median(took[names[0]])
     for name, times in took.items():
         seconds = statistics.median(times)
         figures = {"seconds": f"{seconds:.2f}", "ratio": f"{seconds / base:.3f}"}
         figures |= {"of_ceiling": f"{flops / seconds / top:.2f}", "ceiling_gflop_s": f"{top / 1e9:.0f}"}
-        (top_bytes, kept_bytes), (base_bytes, _) = memories[name], memories["minedit"]
+        (top_bytes, kept_bytes), (base_bytes, _) = memories[name], memories[names[0]]
         figures |= {"peak_mb": round(top_bytes / 1e6), "memory": f"{top_bytes / base_bytes:.3f}"}
         figures |= {"kept_mb": round(kept_bytes / 1e6)}
         rows.append({**told, "batch": batch, "work": name, **figures})
@@ -113,26 +126,70 @@ def measured(batch: int, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def timed(step: Step, batch: int, side: int) -> float:
-    inputs = step_inputs(batch, side)
-    began = time.perf_counter()
+@contextmanager
+def together(names: Sequence[str], batch: int, args: argparse.Namespace) -> Iterator[dict[str, Callable[[], float]]]:
+    """What takes a step of each work in this process, and says how long it took."""
+    yield {name: partial(timed, step, name, batch, args.side) for name, step in [(name, work(name)) for name in names]}
+
+
+@contextmanager
+def apart(names: Sequence[str], batch: int, args: argparse.Namespace) -> Iterator[dict[str, Callable[[], float]]]:
+    """The same, each in a process of its own, which waits for its turn."""
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    served = {name: subprocess.Popen(command("--serve", name, batch, args), **pipe) for name in names}
+
+    def once(name: str) -> float:
+        served[name].stdin.write("\n")
+        return float(served[name].stdout.readline())
+
+    try:
+        yield {name: partial(once, name) for name in names}
+    finally:
+        for process in served.values():
+            process.stdin.close()
+            process.wait()
+
+
+def serve(name: str, batch: int, side: int) -> None:
+    """A step for each line that comes in."""
+    step = work(name)
+    for _ in sys.stdin:
+        print(timed(step, name, batch, side), flush=True)
+
+
+def command(what: str, name: str, batch: int, args: argparse.Namespace) -> list[str]:
+    run = ["--batch", str(batch), "--side", str(args.side), "--threads", str(args.threads)]
+    return [sys.executable, __file__, what, name, *run]
+
+
+def timed(step: Step, name: str, batch: int, side: int) -> float:
+    inputs = step_inputs(batch, side, dtype_of(name))
+    began = clock()
     step(*inputs)
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def step_inputs(batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
+def clock() -> float:
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def dtype_of(name: str) -> torch.dtype:
+    return torch.bfloat16 if name in HALF else torch.float32
+
+
+def step_inputs(batch: int, side: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
-    x, context = (torch.randn(batch, *shape, generator=draw) for shape in ((4, side, side), (77, 768)))
+    x, context = (torch.randn(batch, *shape, generator=draw).to(dtype) for shape in ((4, side, side), (77, 768)))
     return x, torch.full((batch,), 500), context
 
 
-def ceiling() -> float:
+def ceiling(dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of several large products."""
-    a, times = torch.randn(2048, 2048), []
+    a, times = torch.randn(2048, 2048).to(dtype), []
     for _ in range(10):
-        began = time.perf_counter()
+        began = clock()
         a @ a
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return 2 * 2048**3 / min(times)
 
 
@@ -149,10 +206,14 @@ def work(name: str) -> Step:
     if name.startswith("diffusers"):
         from diffusers import UNet2DConditionModel
 
-        theirs = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8).eval()
+        settings = {"cross_attention_dim": 768, "attention_head_dim": 8}
+        if name in HALF:
+            theirs = filled(partial(UNet2DConditionModel, **settings))
+        else:
+            theirs = UNet2DConditionModel(**settings).eval()
         theirs = theirs.to(memory_format=torch.channels_last) if "channels-last" in name else theirs
         return lambda x, t, context: theirs(x, t, context).sample
-    unet = fast_unet() if "fast" in name else ours()
+    unet = fast_unet(dtype_of(name)) if "fast" in name else ours(dtype_of(name))
     if name == "one-pass":
         return one_pass(unet)
     if name == "p2p" or name.startswith("edit"):
@@ -176,7 +237,20 @@ def weights() -> dict[str, Tensor]:
     return unet.state_dict()
 
 
-def ours() -> UNet:
+def filled(build: Callable[[], nn.Module]) -> nn.Module:
+    """In bfloat16, its weights the same random numbers over and over: soon made."""
+    with torch.device("meta"):
+        module = build().eval().bfloat16()
+    numbers = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
+    state = module.to_empty(device="cpu").state_dict()
+    for p in state.values():
+        p.copy_(numbers.repeat(-(-p.numel() // len(numbers)))[: p.numel()].view_as(p))
+    return module
+
+
+def ours(dtype: torch.dtype) -> UNet:
+    if dtype == torch.bfloat16:
+        return filled(partial(UNet, SD14.unet))
     with torch.device("meta"):
         unet = UNet(SD14.unet).eval()
     unet.load_state_dict(weights(), strict=True, assign=True)  # shared by all works: four copies would not fit
@@ -184,17 +258,19 @@ def ours() -> UNet:
 
 
 @cache
-def fast_unet() -> UNet:
+def fast_unet(dtype: torch.dtype) -> UNet:
     """One for all works, as are its filters."""
-    unet = ours()
-    spare_products(unet)
+    unet = ours(dtype)
+    (spare_products if dtype == torch.float32 else pack)(unet)
     return unet
 
 
-def kept() -> int:
+def kept(dtype: torch.dtype) -> int:
     """Bytes of the filters that the fast UNet has made so far."""
-    layers = [m.forward for m in fast_unet().modules() if isinstance(m.forward, Winograd)]
-    return sum(4 * filters.numel() for layer in layers for filters in layer.filters.values())
+    layers = [m.forward for m in fast_unet(dtype).modules()]
+    made = [filters for layer in layers if isinstance(layer, Winograd) for filters in layer.filters.values()]
+    made += [layer.filters for layer in layers if isinstance(layer, Packed) and layer.filters is not None]
+    return sum(filters.numel() * filters.element_size() for filters in made)
 
 
 def edited(unet: UNet, gated: bool = True) -> dict[str, Rule]:
@@ -255,20 +331,19 @@ def attach(layer: nn.Module, attend: StoredMaps) -> None:
 
 def memory(name: str, batch: int, args: argparse.Namespace) -> tuple[int, int]:
     """`peak` in a process of its own."""
-    command = [sys.executable, __file__, "--memory", name, "--batch", str(batch), "--side", str(args.side)]
-    command += ["--threads", str(args.threads)]
-    done = subprocess.run(command, env=os.environ | GIVES_BACK, stdout=subprocess.PIPE, text=True, check=True)
+    environment, line = os.environ | GIVES_BACK, command("--memory", name, batch, args)
+    done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return tuple(json.loads(done.stdout))
 
 
 def peak(name: str, batch: int, side: int) -> tuple[int, int]:
     """Bytes that one step takes above what is resident before it, and bytes it keeps. Linux only."""
-    step, inputs, before = work(name), step_inputs(batch, side), status("VmRSS")
+    step, inputs, before = work(name), step_inputs(batch, side, dtype_of(name)), status("VmRSS")
     if "fast" in name:
         step(*inputs)  # the first makes the filters
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     step(*inputs)
-    keeps = kept() if "fast" in name else 0
+    keeps = kept(dtype_of(name)) if "fast" in name else 0
     return status("VmHWM") - before - keeps, keeps
 
 

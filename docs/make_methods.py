@@ -6,7 +6,7 @@ from pathlib import Path
 from minedit.inversion.choose import INVERSIONS
 from minedit.methods.choose import METHODS
 from minedit.sampling.numbers import SEED, Numbers
-from minedit.settings import settings
+from minedit.settings import own_first, settings
 
 HEAD = """# Methods and their settings
 
@@ -36,7 +36,7 @@ def table(rows) -> str:
 
 
 def rows_of(kind):
-    return [(field.name, field.default, settings(kind)[field.name]) for field in fields(kind)]
+    return [(field.name, field.default, settings(kind)[field.name]) for field in own_first(kind)]
 
 
 def page() -> str:

@@ -85,6 +85,7 @@ class UNetConfig:
     context_dim: int = 768
     norm_groups: int = 32
     middle: bool = True  # whether there are layers between the ways down and up
+    guidance_dim: int = 0  # 256 in a latent consistency model, which is told the guidance scale; 0 in others
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Config:
         try:
             data = foreign_json(text)
             if isinstance(data, dict) and isinstance(data.get("unet"), dict):
-                data["unet"].setdefault("middle", True)  # files before 0.3 do not say so
+                data["unet"] = {"middle": True, "guidance_dim": 0, **data["unet"]}  # files before 0.3 do not say so
         except ValueError as error:
             raise MineditError(f"config is not JSON ({error}); expected what Config.to_json writes") from error
         config = _like(SD14, data, "config")
@@ -169,6 +170,7 @@ class Config:
                 for w, groups in grouped
             ),
             *((not w % unet.heads, f"heads is {unet.heads}, which does not divide {w} channels") for w in attended),
+            (unet.guidance_dim % 2 == 0 <= unet.guidance_dim <= 4096, f"guidance_dim is {unet.guidance_dim}"),
             (not unet.channels[0] % 2, f"the UNet's first width is {unet.channels[0]}, expected an even number"),
             (not text.width % text.heads, f"heads is {text.heads}, which does not divide the text's {text.width}"),
             (unet.context_dim == text.width, f"context_dim is {unet.context_dim}, the text's width {text.width}"),
@@ -192,7 +194,7 @@ def _like(example: object, value: object, name: str) -> object:
         return type(example)(**{key: _like(getattr(example, key), value[key], key) for key in names})
     if isinstance(example, tuple) and isinstance(value, list) and 0 < len(value) <= DEEPEST:
         return tuple(_like(example[0], item, name) for item in value)
-    if type(value) is type(example) and _sound(value):
+    if type(value) is type(example) and (_sound(value) or value == example):
         return value
     raise MineditError(
         f"{name} is {repr(value)[:40]}, expected something like {example!r}: written by another version?"

@@ -84,16 +84,28 @@ def grid(
     return sheet
 
 
+def undrawn(text: str) -> str:
+    """Its letters that no font here has, each once: captions show boxes for them."""
+    return _chosen(text, 12)[1]
+
+
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """The first font that has every letter of the text; FONT, which draws boxes for some, where none has."""
-    own = ImageFont.truetype(FONT, size)
+    """The first font that has every letter of the text; where none has, the first of those that lack the fewest."""
+    return _chosen(text, size)[0]
+
+
+def _chosen(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
+    """The font, and the letters that it lacks."""
+    letters = [letter for letter in dict.fromkeys(text) if letter.isprintable()]
+    found = []
     for name in (FONT, *OTHER_FONTS):
         with suppress(OSError):  # not installed
             font = ImageFont.truetype(name, size)
-            missing = bytes(font.getmask("\U0010ffff"))
-            if all(bytes(font.getmask(letter)) != missing for letter in set(text) if letter.isprintable()):
-                return font
-    return own
+            box = bytes(font.getmask("\U0010ffff"))
+            found.append((font, "".join(letter for letter in letters if bytes(font.getmask(letter)) == box)))
+            if not found[-1][1]:
+                break
+    return min(found, key=lambda each: len(each[1]))
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

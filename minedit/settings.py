@@ -4,10 +4,13 @@
 docs/methods.md are made from the same fields.
 """
 
+from __future__ import annotations
+
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from numbers import Real
 
 from minedit.config import MineditError, shown
@@ -22,13 +25,14 @@ class Setting:
     """What a value may be, and what it does."""
 
     help: str
-    kind: type  # bool, int, float, str; dict: factors of words, which are kept as pairs
+    kind: type  # bool, int, float, str; list: texts; tuple: a number or the ends of a span; dict: values of words
     low: float = -math.inf
     high: float = math.inf
     unit: str = ""  # of the number
     choices: tuple[str, ...] = ()  # the texts it may be, none: any; of a bool, beside True and False
     none: str = ""  # what None stands for; empty: None is no value
     late: bool = False  # checked where more is known than the value: a picture's sides, by its model
+    values: type = float  # of a dict, which is kept as pairs: float or tuple
 
     @property
     def range(self) -> str:
@@ -41,20 +45,44 @@ class Setting:
     def expected(self) -> str:
         """What a value must be, in words."""
         if self.kind is dict:
-            what = "words with factors, such as {'red': 2}"
+            what = (
+                "words with "
+                + {float: "factors, such as {'red': 2}", tuple: "spans, such as {'red': 0.4}"}[self.values]
+            )
+        elif self.kind is list:
+            what = "texts, such as ['red', 'blue bird']"
         elif self.kind in (bool, str):
             what = " or ".join(("True", "False", *self.choices) if self.kind is bool else self.choices) or "a text"
         else:
             among = f", {'from ' * (' to ' in self.range)}{self.range}" if self.range else ""
             what = f"a {'whole' if self.kind is int else 'finite'} number{among}{self.unit and ' '}{self.unit}"
+            what += ", or two, such as (0.1, 0.9)" * (self.kind is tuple)
         return what + ", or None" * bool(self.none)
+
+    @property
+    def form(self) -> str:
+        """What the command line's help writes for a value; of words with values, for one."""
+        if self.kind is dict:
+            return "WORD=" + {float: "FACTOR", tuple: "X[:X]"}[self.values]
+        return {int: "N", float: "X", str: "|".join(self.choices) or "TEXT", list: "WORD[,WORD]", tuple: "X[:X]"}[
+            self.kind
+        ]
+
+    @property
+    def typed(self) -> str:
+        """What the command line must say, in words."""
+        if self.kind is dict:
+            return f"{self.form}, such as " + {float: "red=2", tuple: "red=0.4 or red=0.1:0.9"}[self.values]
+        if self.kind is list:
+            return f"{self.form}, such as 'red,blue bird'"
+        return self.expected.replace("(0.1, 0.9)", "0.1:0.9")
 
     def check(self, name: str, value: object) -> object:
         """`value`, numpy's numbers as Python's. Raises MineditError, in one line, where it is not `expected`."""
         if isinstance(value, Real) and hasattr(value, "item"):
             value = value.item()
-        if self.kind is dict:
-            return self._factors(name, value)
+        if self.kind in (dict, list, tuple):
+            return {dict: self._pairs, list: self._texts, tuple: self._span}[self.kind](name, value)
         number = isinstance(value, Real) and not isinstance(value, bool)
         right = {
             bool: isinstance(value, bool) or (isinstance(value, str) and value in self.choices),
@@ -72,19 +100,66 @@ class Setting:
             return float(value)  # so that torch and JSON can take it
         return value
 
-    def _factors(self, name: str, value: object) -> tuple[tuple[str | int, float], ...]:
+    def read(self, text: str) -> object:
+        """What the command line says; of words with values, one. Raises ValueError or MineditError."""
+        if self.kind is list:
+            texts = [part.strip() for part in text.split(",")]
+            if not all(texts):
+                raise self._wrong("", text)
+            return self.check("", texts)
+        if self.kind is dict:
+            word, value = text.rsplit("=", 1)
+            return self.check("", [(word, self._value.read(value))])[0]
+        if self.kind is tuple:
+            ends = [float(end) for end in text.split(":")]
+            return self.check("", ends if len(ends) > 1 else ends[0])
+        return self.check("", self.kind(text))
+
+    @property
+    def value_name(self) -> str:
+        """What one value of a dict is called."""
+        return {float: "factor", tuple: "span"}[self.values]
+
+    @property
+    def _value(self) -> Setting:
+        """One value of a dict."""
+        return Setting("", self.values, self.low, self.high)
+
+    def _pairs(self, name: str, value: object) -> tuple[tuple[str | int, object], ...]:
         try:
-            pairs = [(word, factor) for word, factor in (value.items() if isinstance(value, Mapping) else value)]
+            pairs = [(word, each) for word, each in (value.items() if isinstance(value, Mapping) else value)]
         except (TypeError, ValueError):
             raise self._wrong(name, value) from None
-        index, factor = Setting("", int, 0), Setting("", float)
-        return tuple(
+        index = Setting("", int, 0)
+        pairs = [
             (
                 word if isinstance(word, str) else index.check(f"a word of {name}", word),
-                factor.check(f"{name} of {word!r}", x),
+                self._value.check(f"{name} of {word!r}", each),
             )
-            for word, x in pairs
-        )
+            for word, each in pairs
+        ]
+        word, times = max(Counter(word for word, _ in pairs).items(), key=lambda each: each[1], default=("", 0))
+        if times > 1:
+            raise MineditError(f"{name} has {shown(repr(word), SHOWN)} {times} times; give it one {self.value_name}")
+        return tuple(pairs)
+
+    def _texts(self, name: str, value: object) -> tuple[str, ...]:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise self._wrong(name, value)
+        return tuple(texts)
+
+    def _span(self, name: str, value: object) -> float | tuple[float, float]:
+        end = Setting("", float, self.low, self.high)
+        try:
+            ends = [end.check("", each) for each in (value if isinstance(value, list | tuple) else [value])]
+        except MineditError:
+            raise self._wrong(name, value) from None
+        if not isinstance(value, list | tuple):
+            return ends[0]
+        if len(ends) != 2 or ends[0] > ends[1]:
+            raise self._wrong(name, value)
+        return tuple(ends)
 
     def _wrong(self, name: str, value: object) -> MineditError:
         try:
@@ -103,6 +178,11 @@ def setting(default: object, help: str, kind: type | None = None, **limits: obje
 def settings(kind: type) -> dict[str, Setting]:
     """The settings of a dataclass, by name."""
     return {field.name: field.metadata["setting"] for field in fields(kind)}
+
+
+def own_first(kind: type) -> list[Field]:
+    """The fields of a dataclass as a reader wants them: those that it shares with others last."""
+    return sorted(fields(kind), key=lambda field: field.name not in kind.__annotations__)
 
 
 class Settings:

@@ -200,8 +200,8 @@ def test_key_words_are_released_from_the_start_and_the_others_by_their_tau(model
     assert [(w.kind, w.tau) for w in plan.words] == list(
         zip(["kept", "replaced", *["kept"] * 3], found.tau, strict=True)
     )
-    assert plan.words[1].tau == 0 and plan.pinned[2] == 0
-    assert [plan.pinned[j] for j in (1, 3, 4, 5)] == [np.ceil(10 * t) for i, t in enumerate(found.tau) if i != 1]
+    assert plan.words[1].tau == 0 and plan.pinned[2] == (0, 0)
+    assert [plan.pinned[j] for j in (1, 3, 4, 5)] == [(0, np.ceil(10 * t)) for i, t in enumerate(found.tau) if i != 1]
 
 
 def test_begin_end_padding_and_self_attention_follow_the_scripts_rule(model):
@@ -209,11 +209,11 @@ def test_begin_end_padding_and_self_attention_follow_the_scripts_rule(model):
     share = np.mean(np.array(found.tau) < 0.1)
     steps = int(np.ceil(round((0.8 - share) * 10, 6)))
     outside = [0, *range(target.length - 1, TOKENS)]
-    assert {plan.pinned[j] for j in outside} == {steps} and plan.self_steps == steps
+    assert {plan.pinned[j] for j in outside} == {(0, steps)} == {plan.self_steps}
     assert any(rule is SELF_RULE for rule in plan.rules(steps - 1).values())
     assert not any(rule is SELF_RULE for rule in plan.rules(steps).values())
     other, *_ = plan_of(model, BOY, SITTING, sigma=0.3, rest=0.0)
-    assert other.self_steps == 3 and {other.pinned[j] for j in outside} == {0}
+    assert other.self_steps == (0, 3) and {other.pinned[j] for j in outside} == {(0, 0)}
 
 
 def test_removed_words_are_measured_in_the_source(model):
@@ -231,10 +231,10 @@ def test_nothing_in_common_is_a_note(model):
 
 def test_without_fwt_one_tau_holds_for_all(model):
     plan, *_ = plan_of(model, BOY, DOG, fwt=False)
-    assert set(plan.pinned) == {8} and {w.tau for w in plan.words} == {adapedit.COMMON_TAU} and plan.self_steps == 8
+    assert set(plan.pinned) == {(0, 8)} == {plan.self_steps} and {w.tau for w in plan.words} == {adapedit.COMMON_TAU}
     plan, *_ = plan_of(model, BOY, SITTING, tau=0.35)
     assert [w.tau for w in plan.words] == [0.35, 0.0, 0.35, 0.35, 0.35, 0.35]
-    assert set(plan.pinned) == {0, 4}
+    assert set(plan.pinned) == {(0, 0), (0, 4)}
 
 
 def test_without_dps_released_words_are_the_targets(model):
@@ -242,7 +242,8 @@ def test_without_dps_released_words_are_the_targets(model):
     assert found.keys == {} and plan.gates == {}
     edit = plan.rules(0)[plan.cross_sites[0]].edits[0]
     assert edit.gate is None and not edit.blend.any() and edit.own[2] == 1
-    assert plan.rules(max(*plan.pinned, plan.self_steps) - 1) and not plan.rules(max(*plan.pinned, plan.self_steps))
+    _, last = max(*plan.pinned, plan.self_steps)
+    assert plan.rules(last - 1) and not plan.rules(last)
     assert not AdapEditConfig(dps=False, tau=0.5).measures and AdapEditConfig(tau=0.5).measures
 
 

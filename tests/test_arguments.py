@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from small_model import small_model
 
 import minedit
 from minedit import cli, image
-from minedit.cli import options, train
+from minedit.cli import options, origin, train
 from minedit.config import MineditError
 from minedit.files import checkpoint
 from minedit.sampling import ddim, memory
@@ -78,11 +81,21 @@ def test_a_picture_too_large_for_memory_is_a_line_before_it_is_begun(run, sd, ca
             minedit.edit(sd, BOY, SITTING, **sides)
 
 
+# Of Stable Diffusion v1 on a CPU, by benchmarks/memory.py: attention, rows, side, MB of the UNet and of the decoder.
+FULL_SIZE = (("sdpa", 1, 512, 440, 940), ("sdpa", 2, 512, 837, 1896), ("eager", 1, 512, 3582, 940))
+
+
 def test_memory_is_estimated_by_what_is_held(sd, monkeypatch):
     """Measured with the embedded model, 2 rows: 333 MB decode 512x512, 4.7 GB decode 1024x1024, 575 MB its UNet."""
     model = minedit.load()
     assert 200e6 < memory.needed(model, 2, 512, 512) < 400e6
     assert 3e9 < memory.needed(model, 2, 1024, 1024) < 6e9
+    with torch.device("meta"):
+        unet, vae = minedit.UNet(minedit.SD14.unet), minedit.VAE(minedit.SD14.vae)
+    for attention, rows, side, of_unet, of_decoder in FULL_SIZE:
+        full = replace(sd, unet=unet, vae=vae, config=minedit.SD14, attention=attention)
+        assert of_unet == pytest.approx(memory.of_unet(full, rows, side, side) / 1e6, rel=0.15)
+        assert of_decoder == pytest.approx(memory.of_decoder(full, rows, side, side) / 1e6, rel=0.15)
     monkeypatch.setattr(memory, "free", lambda _: memory.needed(sd, 2, 64, 64) - 1)
     with pytest.raises(MineditError, match="2 pictures of 64x64 pixels need"):
         minedit.edit(sd, BOY, SITTING, steps=1)
@@ -187,7 +200,7 @@ def test_options_leave_the_prompts_behind_them_alone(given, found, source):
     """`minedit edit --seed 1 2 "a" "b"` took the prompts for seeds."""
     words = [str(word) for word in given]
     for argv in (["edit", *words, source, SITTING], ["edit", source, SITTING, *words]):
-        args = vars(options.parse(argv))
+        args = vars(origin.parse(argv))
         assert {"source": source, "target": SITTING, **found}.items() <= args.items()
 
 
@@ -213,3 +226,39 @@ def test_training_does_not_write_over_the_embedded_weights_unasked():
 def test_save_is_public(sd, tmp_path):
     minedit.save(sd, tmp_path / "small.safetensors")
     assert minedit.load(tmp_path / "small.safetensors").config == sd.config and "save" in minedit.__all__
+
+
+# --- given twice -----------------------------------------------------------------------------------------------------
+
+
+def test_an_option_of_several_values_given_again_adds_to_them(run):
+    """The later silently took the place of the earlier."""
+    assert origin.parse(["generate", "a", "--seed", "1", "2", "--steps", "5", "--seed", "3"]).seed == [1, 2, 3]
+    line = ["--method", "p2p", "--reweight", "boy=2", "--reweight", "park=3", "--seed", "7"]
+    assert origin.parse(["edit", BOY, SITTING, *line]).reweight == [("boy", 2.0), ("park", 3.0)]
+    assert run("edit", BOY, SITTING, *line, "--steps", 1) == 0
+    again = origin.parse(["edit", "--from", "out/0001-edited.png", "--reweight", "sitting=4", "--seed", "8"])
+    assert again.reweight == [("sitting", 4.0)] and again.seed == [8]  # in place of what the picture says
+    assert origin.parse(["edit", "--from", "out/0001-edited.png"]).seed == [7]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((("boy", 2), ("boy", 3)), "reweight has 'boy' 2 times; give it one factor"),
+        ((("boy", 2), ("Boy", 2)), "reweight gives the word 'boy' two factors, as 'boy' and 'Boy'; give it one"),
+        ((("sitting", 2), (1, 3)), "reweight gives the word 'sitting' two factors, as 'sitting' and 1; give it one"),
+        ((("sitting boy", 2), ("boy", 3)), "the word 'boy' two factors, as 'sitting boy' and 'boy'; give it one"),
+    ],
+)
+def test_a_word_given_two_factors_is_a_line_at_every_door(run, sd, capsys, words, says):
+    with pytest.raises(MineditError, match=re.escape(says)):
+        minedit.edit(sd, BOY, SITTING, "p2p", reweight=words, steps=1)
+    said = [f"{word}={factor}" for word, factor in words]
+    for line in (["--reweight", *said], ["--reweight", said[0], "--reweight", said[1]]):
+        assert run("edit", BOY, SITTING, "--method", "p2p", *line) == 2
+        assert says.replace(" and 1;", " and '1';") in failed(capsys)
+    row = {"source": BOY, "target": SITTING, "method": "p2p", "reweight": words}
+    Path("pairs.jsonl").write_text(json.dumps(row))
+    assert run("edit", "--pairs", "pairs.jsonl") == 2
+    assert says in failed(capsys)

@@ -72,7 +72,7 @@ def test_edit_writes_pictures_and_settings(run, capsys):
         "auto (sdpa)",
         "sitting  inserted  0.00",
         "out/0001-edited.png",
-        " s; wrote",
+        " rows of the UNet; wrote",
     ):
         assert part in said, part
 
@@ -157,6 +157,14 @@ def test_unknown_words_are_said(run, capsys, monkeypatch):
         assert any("dragon" in line for line in capsys.readouterr().out.splitlines() if line.startswith("  note: "))
 
 
+def test_letters_that_no_font_has_are_said_once(run, capsys, monkeypatch):
+    monkeypatch.setattr(image, "OTHER_FONTS", ("no such font.ttf",))
+    assert run("edit", "a 犬", "a big 犬", "--seed", 1, 2) == 0
+    assert capsys.readouterr().out.count("note: no font here has 犬, boxes stand for them") == 1
+    assert run("edit", BOY, SITTING) == 0
+    assert "no font" not in capsys.readouterr().out
+
+
 def test_nothing_in_common_is_said(run, capsys):
     assert run("edit", BOY, "two red apples") == 0
     assert "note: " in capsys.readouterr().out
@@ -168,6 +176,7 @@ def lora_file(path: str) -> None:
     save_file({f"{layer}.lora_{half}.weight": normal(half, *shape) for half, shape in LORA.items()}, path)
 
 
+LORA_FILE = "a b:c.safetensors"
 LORA = {"down": (1, 32, 1, 1), "up": (32, 1, 1, 1)}
 
 
@@ -181,8 +190,8 @@ def test_loras_are_recorded_and_merged_again(run, weights, capsys, verb, name):
     assert "with the LoRA a b:c.safetensors, scale 0.5" in said and "scale 1\n" in said
     pictures = {out: Path(out, f"0001-{name}.png") for out in ("plain", "one", "both", "again", "none")}
     settings = {out: image.settings(pictures[out]) for out in ("plain", "one", "both")}
-    assert "lora" not in settings["plain"] and settings["one"]["lora"] == [["a b:c.safetensors", 1.0]]
-    assert settings["both"]["lora"] == [["a b:c.safetensors", 0.5], ["a b:c.safetensors", 1.0]]
+    assert "lora" not in settings["plain"] and [each[:2] for each in settings["one"]["lora"]] == [[LORA_FILE, 1.0]]
+    assert [each[:2] for each in settings["both"]["lora"]] == [[LORA_FILE, 0.5], [LORA_FILE, 1.0]]
     assert not same(pictures["plain"], pictures["one"]) and not same(pictures["one"], pictures["both"])
     assert run(verb[0], "--from", pictures["both"], "--out", "again", few=False) == 0
     assert same(pictures["both"], pictures["again"]) and image.settings(pictures["again"]) == settings["both"]
@@ -237,7 +246,7 @@ MISTAKES = {
     "empty prompt": (["edit", BOY, ""], "''"),
     "blank prompt": (["generate", "  "], "'  '"),
     "over-long prompt": (["edit", BOY, "a very " * 40 + "tall boy"], "cut"),
-    "unknown method": (["edit", BOY, SITTING, "--method", "magic"], "adapedit, p2p, fixed-seed"),
+    "unknown method": (["edit", BOY, SITTING, "--method", "magic"], "adapedit, p2p, masactrl"),
     "unknown device": (["edit", BOY, SITTING, "--device", "abacus"], "abacus"),
     "unknown dtype": (["edit", BOY, SITTING, "--dtype", "int8"], "int8"),
     "unknown attention": (["edit", BOY, SITTING, "--attention", "magic"], "magic"),

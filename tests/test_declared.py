@@ -5,13 +5,15 @@ Oracles: the published configs of Stable Diffusion v1-4's folder, and tensors bi
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weight_files import SLIM, as_folder, slim, with_config
+from weight_files import SLIM, as_folder, in_shards, slim, with_config
 
 from minedit import cli
 from minedit.config import LIMIT, MineditError
@@ -269,6 +271,32 @@ def test_a_file_without_a_vae(tensors, folder, tmp_path, capsys):
     say(folder)
     argv = ["generate", "a", "--model", str(bare), "--out", str(tmp_path / "out")]
     assert cli.main(argv) == 2 and "--vae FILE" in capsys.readouterr().err
+
+
+def test_a_vae_in_shards(tensors, folder, tmp_path):
+    """Of a folder, of that of a whole model, and by its index."""
+    bare = tmp_path / "bare"
+    save_file({name: x for name, x in tensors.items() if not name.startswith(VAE)}, bare)
+    shutil.copytree(folder / "vae", tmp_path / "model" / "vae")
+    index = in_shards(tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors")
+    for vae in (tmp_path / "model", index.parent, index):
+        assert_slim(load(bare, vae=vae))
+    index.with_name("diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    assert "not there; download every file" in message(bare, vae=index.parent)
+
+
+def test_weights_are_verified_and_converted_with_another_vae(tensors, tmp_path, capsys):
+    bare, vae, out = tmp_path / "bare", tmp_path / "vae", tmp_path / "out.safetensors"
+    save_file({name: x for name, x in tensors.items() if not name.startswith(VAE)}, bare)
+    save_file({name: x for name, x in tensors.items() if name.startswith(VAE)}, vae)
+    assert cli.main(["weights", "convert", str(bare), str(out)]) == 2 and "--vae FILE" in capsys.readouterr().err
+    assert cli.main(["weights", "convert", str(bare), str(out), "--vae", str(vae)]) == 0
+    assert_slim(load(out))
+    capsys.readouterr()
+    assert cli.main(["weights", "verify", str(bare), "--vae", str(vae)]) == 0
+    said = capsys.readouterr().out
+    digest = hashlib.sha256(vae.read_bytes()).hexdigest()
+    assert f"{bare}: slim" in said and f"sha256 {vae}  {digest}: not one of" in said
 
 
 def test_a_folder_without_a_vae(tensors, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from weight_files import slim
 
+import minedit
 from minedit import cli, image
 from minedit.config import MineditError
 from minedit.files import stored
@@ -109,6 +111,70 @@ def test_a_large_file_stays_where_it_is_and_is_checked_at_each_tensor(tmp_path, 
         os.truncate(tmp_path / "moved", (tmp_path / "moved").stat().st_size - 4)
         with pytest.raises(MineditError, match="has become shorter"):
             tensors["b"].read(torch.float32, files)
+
+
+def test_a_large_model_whose_file_was_written_to_is_a_line_before_it_is_used(model, tmp_path, monkeypatch):
+    """The next run died of SIGBUS, or drew with other weights."""
+    monkeypatch.setattr(stored, "STAYS", 1)
+    path, moved = tmp_path / "model", tmp_path / "moved"
+    path.write_bytes(model.read_bytes())
+    held = load(path)
+    minedit.generate(held, "a boy", steps=1)
+    os.replace(path, moved)
+    path.write_bytes(b"")  # another file
+    minedit.generate(held, "a boy", steps=1)
+    os.replace(moved, path)
+    os.utime(path, ns=(0, 1))
+    with pytest.raises(MineditError, match="was written to while its model was in use; load the model again"):
+        minedit.edit(held, "a boy", "a dog", "fixed-seed", steps=1)
+    os.truncate(path, 4096)
+    for use in (lambda: minedit.generate(held, "a boy", steps=1), lambda: save(held, tmp_path / "again")):
+        with pytest.raises(MineditError, match="was cut short while its model was in use; load the model again"):
+            use()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="Windows has no SIGBUS")
+def test_a_large_model_whose_file_is_cut_short_amid_a_run_is_a_line(model, tmp_path):
+    (tmp_path / "model").write_bytes(model.read_bytes())
+    code = """
+import os, sys
+from minedit import __main__
+from minedit.files import stored
+from minedit.sampling import loop
+stored.STAYS = 1
+whole = loop.guided
+loop.guided = lambda *parts: os.truncate("model", 4096) or whole(*parts)  # the file has been checked before
+sys.exit(__main__.main())
+"""
+    line = ["generate", "a boy", "--model", "model", "--threads", "2", "--steps", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(stored.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("minedit: error: a file was cut short while it was in use")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts open files in /proc")
+def test_a_large_model_does_not_keep_a_file_open_for_each_tensor(model, monkeypatch):
+    """Stable Diffusion v1 has 1130, and a process of Linux may open 1024."""
+    monkeypatch.setattr(stored, "STAYS", 1)
+    monkeypatch.setattr(stored, "WINDOW", 2**20)
+    before = len(os.listdir("/proc/self/fd"))
+    held, small = load(model), load_small(model, monkeypatch)
+    windows = -(-model.stat().st_size // 2**20)
+    assert len(os.listdir("/proc/self/fd")) - before <= 2 * windows < len(held.unet.state_dict())
+    for name, tensor in small.unet.state_dict().items():
+        assert torch.equal(tensor, held.unet.state_dict()[name]), name
+
+
+def load_small(path, monkeypatch):
+    monkeypatch.setattr(stored, "STAYS", 2**40)
+    return load(path)
 
 
 def test_a_full_disk_is_a_line(tmp_path, monkeypatch):

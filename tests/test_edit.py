@@ -363,7 +363,8 @@ def test_one_pass_averages_are_means_of_what_was_seen(sd):
     source, target = (sd.tokenizer.encode(text) for text in (BOY, SITTING))
     settings = AdapEditConfig(fwt="one-pass", statistics="mean")
     found = Running(sd, source, target, 3, settings)
-    assert found.plan.pinned == (2, 3, 0, 3, 3, 3, 3, *(2,) * 9)  # all with a source; the ends by "sitting" alone
+    ends = (2, 3, 0, 3, 3, 3, 3, *(2,) * 9)  # all with a source; begin and end by "sitting" alone
+    assert found.plan.pinned == tuple((0, end) for end in ends)
     sites = [site for site in sd.unet.sites if site.kind == "cross"]
     seen = [{s.name: random_seen(s, step) for s in sites} for step in range(3)]
     for step in range(3):

@@ -18,7 +18,7 @@ from minedit.methods import running
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.wordmaps import measure
 from minedit.sampling.loop import Run
-from minedit.speed import winograd
+from minedit.speed import cpu, winograd
 from minedit.speed.fast import fast, lay_out
 from minedit.speed.winograd import Winograd
 
@@ -42,16 +42,17 @@ def quick(sd):
 
 @pytest.fixture(scope="module")
 def spared(sd):
-    """As on a CPU, where a model's layers are wide."""
+    """As on a CPU, where a model's layers are wide; test_cpu.py has the CPUs that do otherwise."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "this", cpu.CPU)
         patch.setattr(winograd, "NARROW", 8)
         patch.setattr(winograd, "SMALL", 16)
         yield fast(replace(sd, unet=copy.deepcopy(sd.unet), vae=copy.deepcopy(sd.vae)))
 
 
-def test_half_precision_on_a_cpu_stays_as_it_is(sd):
-    model = replace(sd, dtype=torch.bfloat16)
-    assert fast(model) is model
+def test_float16_on_a_cpu_stays_as_it_is(sd):
+    model = replace(sd, dtype=torch.float16)
+    assert fast(model) is model and not model.fast
 
 
 def test_on_a_cpu_wide_convolutions_take_fewer_products(spared):

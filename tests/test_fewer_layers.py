@@ -12,6 +12,7 @@ from minedit.stack.unet import UNet
 KNOWN = {
     "sd-v1": SD14.unet,
     "instruct-pix2pix": IP2P.unet,
+    "lcm": replace(SD14.unet, guidance_dim=256),
     "bk-sdm-base": replace(SD14.unet, blocks=1),
     "bk-sdm-small": replace(SD14.unet, blocks=1, middle=False),
     "bk-sdm-tiny": replace(SD14.unet, blocks=1, middle=False, channels=(320, 640, 1280), attention=(True,) * 3),

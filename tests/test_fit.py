@@ -116,17 +116,12 @@ TOGETHER = """
 import sys
 from pathlib import Path
 import torch
-import torch.distributed as dist
 from torch import nn
 from minedit.picturebook.training.fit import Training, fit
-from minedit.picturebook.training.workers import first_worker_first, worker, workers
+from minedit.picturebook.training.workers import first_worker_first, together, worker, workers
 torch.set_num_threads(1)
-dist.init_process_group("gloo")
 folder = Path(sys.argv[1])
-with first_worker_first():
-    if worker() == 0:
-        (folder / "made").touch()
-    assert (folder / "made").exists()
+threads = lambda: [name for file in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := file.read_text())]
 torch.manual_seed(0)
 module = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 4), nn.Linear(4, 3))
 x = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(1))
@@ -136,8 +131,15 @@ def loss(step):
     drawn.append((run.chances("toy", step).random(), run.noise(step).initial_seed()))
     rows = x[step].chunk(workers())[worker()]
     return {"loss": (module(rows) - rows[:, :3]).square().mean()}
-fit("toy", module, loss, run, peak=0.1, muon=lambda name: name != "2.weight")
-torch.save({"weights": module.state_dict(), "drawn": drawn}, folder / f"{workers()}-{worker()}.pt")
+with together("gloo"):
+    with first_worker_first():
+        if worker() == 0:
+            (folder / "made").touch()
+        assert (folder / "made").exists()
+    fit("toy", module, loss, run, peak=0.1, muon=lambda name: name != "2.weight")
+    torch.save({"weights": module.state_dict(), "drawn": drawn}, folder / f"{workers()}-{worker()}.pt")
+    assert not Path("/proc").exists() or bool(threads()) == (workers() > 1)
+assert not threads(), "a thread that lets go of a tensor while Python ends aborts the process"
 """
 
 

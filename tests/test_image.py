@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from minedit import image
 from minedit.config import MineditError
@@ -94,3 +96,27 @@ def test_captions_in_many_letters_are_no_boxes(monkeypatch):
     assert font.getname()[0] == "DejaVu Sans" and box not in drawn and len(set(drawn)) == len(drawn)
     monkeypatch.setattr(image, "OTHER_FONTS", ("no such font.ttf",))
     assert image._font("犬", 24).getname()[0] == "DejaVu Sans"  # a box, and no error
+    assert image.undrawn("a 犬 and λ, 犬 猫\n") == "犬猫" and image.undrawn("λ é") == ""
+    boxes = image.grid([Image.new("RGB", (96, 96))], ["犬 猫"])
+    assert boxes.tobytes() == image.grid([Image.new("RGB", (96, 96))], ["猫 犬"]).tobytes()
+    assert boxes.tobytes() != image.grid([Image.new("RGB", (96, 96))], [""]).tobytes()
+
+
+def test_the_font_that_lacks_the_fewest_letters_is_taken(monkeypatch, tmp_path):
+    """A text in two scripts, of which no font has both. Here fonts are made to lack letters."""
+    other = shutil.copy(image.FONT, tmp_path / "other.ttf")
+    whole, held = ImageFont.FreeTypeFont.getmask, {str(image.FONT): "ab", str(other): "bcd"}
+    monkeypatch.setattr(image, "OTHER_FONTS", (str(other),))
+
+    def getmask(font, letter):
+        return whole(font, letter if letter in held[str(font.path)] else "\U0010ffff")
+
+    monkeypatch.setattr(ImageFont.FreeTypeFont, "getmask", getmask)
+    chosen = {text: (image._font(text, 12).path, image.undrawn(text)) for text in ("ab", "cd", "abcd", "abz")}
+    own, other = str(image.FONT), str(other)
+    assert {text: (str(path), lacks) for text, (path, lacks) in chosen.items()} == {
+        "ab": (own, ""),
+        "cd": (other, ""),
+        "abcd": (other, "a"),
+        "abz": (own, "z"),
+    }

@@ -99,6 +99,55 @@ def test_reweight_of_one_prompt_needs_no_other(model):
     assert torch.allclose(edited_row(plan, 0), expected, atol=1e-5)
 
 
+def alpha_table(default, own):
+    """get_time_words_attention_alpha for the target prompt: [steps + 1, 16]; own: tokens → their bounds."""
+    table = torch.zeros(STEPS + 1, 16, dtype=torch.float64)
+    for tokens, (begin, end) in [(range(16), default), *own.items()]:
+        table[:, list(tokens)] = 0
+        table[int(begin * (STEPS + 1)) : int(end * (STEPS + 1)), list(tokens)] = 1
+    return table
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_each_word_has_its_window(model, step):
+    """A refined edit with a weight: the inserted word's own column is scaled in its window alone."""
+    words = {"sitting": (0.3, 0.5), "boy": 0.2, "the park": (0.5, 1.0)}
+    settings = {"cross_steps": (0.1, 0.75), "cross_words": words, "reweight": {"sitting": 3.0, "park": 2.0}}
+    plan, *_ = plan_of(model, BOY, SITTING, **settings)
+    alpha = alpha_table((0.1, 0.75), {(2,): (0.3, 0.5), (3,): (0, 0.2), (5, 6): (0.5, 1.0)})[step]
+    q, k, v = qkv()
+    base, own = (q[2:] @ k[2:].transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+    mapper, alphas = inserted_after_a()
+    scale = torch.ones(16, dtype=torch.float64)
+    scale[2], scale[6] = 3.0, 2.0
+    new = (torch.einsum("hpw,wn->hpn", base, mapper) * alphas + own * (1 - alphas)) * scale
+    expected = (new * alpha + (1 - alpha) * own) @ v[3]
+    assert torch.allclose(edited_row(plan, step), expected, atol=1e-5)
+    shares = [0.7, 0.0, 0.2, 0.7, 0.5, 0.5]  # int(0.75 * 11) - int(0.1 * 11) = 7 of 10 steps; 10 - 5
+    assert [word.tau for word in plan.words] == pytest.approx(shares)
+
+
+def test_self_attention_has_a_window(model):
+    plan, *_ = plan_of(model, BOY, DOG, self_steps=(0.25, 0.6))
+    injected = [step for step in range(STEPS) if SELF_RULE in plan.rules(step).values()]
+    assert injected == [2, 3, 4, 5]  # int(0.25 * 10) up to int(0.6 * 10)
+
+
+def test_the_controller_by_name(model):
+    """Replace reads by position where difflib would see a word removed and one inserted."""
+    moved = "a boy sitting in park", "a sitting boy in park"
+    plan, *_ = plan_of(model, *moved)
+    assert plan.notes == ("prompt-to-prompt: refine",) and plan.columns[:, 2].sum() == 0
+    plan, *_ = plan_of(model, *moved, controller="replace")
+    assert plan.notes == ("prompt-to-prompt: replace",) and torch.equal(plan.columns, torch.eye(16))
+    assert [word.kind for word in plan.words] == ["kept", "replaced", "replaced", "kept", "kept"]
+    assert set(plan.pinned) == {(0, 8)}
+    plan, *_ = plan_of(model, BOY, DOG, controller="refine")
+    assert plan.notes == ("prompt-to-prompt: refine",) and plan.pinned[2] == (0, 0) and plan.pinned[3] == (0, 8)
+    with pytest.raises(MineditError, match="^controller is replace, and the prompts have 5 and 6 words; expected as"):
+        plan_of(model, BOY, SITTING, controller="replace")
+
+
 def test_self_attention_is_injected_into_coarse_maps_for_its_steps(model):
     plan, *_ = plan_of(model, BOY, DOG)
     coarse = {s.name for s in model.unet.sites if s.kind == "self" and map_side(s, model.config) == 4}
@@ -113,7 +162,7 @@ def test_self_attention_is_injected_into_coarse_maps_for_its_steps(model):
 def test_cross_steps_are_counted_as_in_the_released_code(model):
     """int(0.95 * 11) = 10 of 10 steps: its table of alphas has one row more than there are steps."""
     plan, *_ = plan_of(model, BOY, DOG, cross_steps=0.95, self_steps=0.95)
-    assert set(plan.pinned) == {10} and plan.self_steps == 9
+    assert set(plan.pinned) == {(0, 10)} and plan.self_steps == (0, 9)
 
 
 def test_only_the_conditional_target_row_is_edited(model):
@@ -167,6 +216,16 @@ def test_first_steps_counts_those_below(fraction, steps, count):
         {"reweight": {"cat": 2.0}},
         {"reweight": {17: 2.0}},
         {"reweight": {"a": 2.0}},
+        {"cross_words": {"cat": 0.5}},
+        {"cross_words": {"sitting": 1.5}},
+        {"cross_words": {"sitting": (0.5, 0.4)}},
+        {"cross_words": {"sitting": (0.1, 0.2, 0.3)}},
+        {"cross_steps": (0.1, None)},
+        {"self_steps": [0.5]},
+        {"controller": "replace"},
+        {"controller": "refined"},
+        {"blend_subtract": ["boy"]},
+        {"blend": [1]},
     ],
 )
 def test_bad_settings_are_one_line_errors(model, settings):
@@ -178,6 +237,20 @@ def test_bad_settings_are_one_line_errors(model, settings):
 def test_a_repeated_word_is_reweighted_by_its_index(model):
     plan, _, target = plan_of(model, BOY, "a sitting boy in a park", reweight={4: 2.0})
     assert [j for j, w in enumerate(plan.weights) if w != 1] == list(target.words[4].tokens)
+
+
+@pytest.mark.parametrize(
+    "word, named",
+    [("every red", [1, 5]), ("every red cat", [1, 2, 5, 6]), ("every and", [3]), ("every a", [0, 4]), (5, [5])],
+)
+def test_every_place_where_a_text_stands(model, word, named):
+    plan, *_ = plan_of(model, BOY, "a red cat and a red cat", reweight={word: 2.0})
+    assert [j for j, w in enumerate(plan.weights) if w != 1] == [index + 1 for index in named]
+
+
+def test_a_text_with_every_that_stands_in_the_prompt_is_that_text(model):
+    plan, *_ = plan_of(model, BOY, "every boy and a boy", reweight={"every boy": 2.0})
+    assert [j for j, w in enumerate(plan.weights) if w != 1] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -205,8 +278,14 @@ def test_a_text_names_a_word_before_an_index_and_all_its_pieces(model, target, w
     "word, said",
     [
         ("boy sitting", "the word 'boy sitting' is not in the target prompt; its words are a, red"),
-        ("a red cat", "the phrase 'a red cat' stands at [0, 4] in the target prompt; give the indices of its words"),
-        ("red", "the word 'red' stands at [1, 5] in the target prompt; give one of these indices"),
+        (
+            "a red cat",
+            "'a red cat' stands at [0, 4] in the target prompt; give the indices of its words, or 'every a red cat'",
+        ),
+        (
+            "red",
+            "the word 'red' stands at [1, 5] in the target prompt; give one of these indices, or 'every red', instead",
+        ),
         ("7", "word 7 of the target prompt, which has 7; expected 0 to 6"),
         ("", "the word '' is not in"),
         ("9" * 5000, "is not in"),

@@ -133,7 +133,7 @@ def test_softmax_of_the_fused_attention_is_not_rounded(dtype, monkeypatch):
 def test_the_timestep_embedding_is_rounded_after_the_sines(dtype):
     """981 is 980 in bfloat16."""
     model, heard = fresh(dtype), []
-    model.unet.time_embed.register_forward_pre_hook(lambda _module, inputs: heard.append(inputs[0]))
+    model.unet.time_embed[0].register_forward_pre_hook(lambda _module, inputs: heard.append(inputs[0]))
     parts(model)
     angles = np.array([[981.0], [3.0]]) * np.exp(-math.log(10000) / 8 * np.arange(8))
     exact = torch.from_numpy(np.concatenate([np.cos(angles), np.sin(angles)], axis=1))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from minedit.cli import options
+
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "PIL", "numpy")
 RUN = f"""
@@ -25,15 +27,19 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code, *arguments], env=path, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    "line", ["--help", "--version", "edit --help", "generate --help", "train --help", "judge --help", "weights --help"]
-)
+VERBS = ("generate", "edit", *options.ELSEWHERE, *(f"weights {verb}" for verb in ("verify", "convert", "fetch")))
+
+
+@pytest.mark.parametrize("line", ["--help", "--version", *(f"{verb} --help" for verb in VERBS), "kernels check --help"])
 def test_help_does_not_wait_for_torch(line):
     done = python(RUN, *line.split())
     assert done.stdout and done.stderr.split() == ["0"]
 
 
-@pytest.mark.parametrize("line", ["edit a --steps x", "edit", "generate", "edit a b --method none", "train paint"])
+WRONG = ("edit a --steps x", "edit", "generate", "edit a b --method none", "train paint", "kernels check --rules no")
+
+
+@pytest.mark.parametrize("line", WRONG)
 def test_nor_does_a_mistake(line):
     done = python(RUN, *line.split())
     last = done.stderr.splitlines()[-1].split()

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from weight_files import SLIM, as_folder, in_shards, slim, with_config
 
 from minedit import cli
-from minedit.cli import weights
+from minedit.cli import fetch, weights
 from minedit.config import Config
 from minedit.files import checkpoint, written
 from minedit.files.checkpoint import load, save
@@ -220,10 +220,10 @@ def hub(monkeypatch) -> Iterator[Hub]:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", server.url + "/")
         monkeypatch.setenv("no_proxy", "*")
-        monkeypatch.setattr(weights, "get_token", lambda: None)
-        monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(fetch, "get_token", lambda: None)
+        monkeypatch.setattr(fetch.constants, "HF_HUB_OFFLINE", False)
         digest = hashlib.sha256(CONTENT).hexdigest()
-        monkeypatch.setitem(weights.SOURCES, "sd-v1-4", ("some/model", "model.ckpt", digest))
+        monkeypatch.setitem(fetch.SOURCES, "sd-v1-4", ("some/model", "model.ckpt", digest))
         yield server
         server.shutdown()
 
@@ -233,18 +233,18 @@ PATH = "/some/model/resolve/main/model.ckpt"
 
 def test_fetch(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    sha256, out = weights.sha256, tmp_path / "model.ckpt"
+    sha256, out = fetch.sha256, tmp_path / "model.ckpt"
 
     def not_there_yet(path: Path) -> str:
         assert not out.exists() and path.read_bytes() == CONTENT
         return sha256(path)
 
-    monkeypatch.setattr(weights, "sha256", not_there_yet)
+    monkeypatch.setattr(fetch, "sha256", not_there_yet)
     assert cli.main(["weights", "fetch", "sd-v1-4"]) == 0
     assert "wrote model.ckpt, and its sha256 is right" in capsys.readouterr().out
     assert out.read_bytes() == CONTENT and list(tmp_path.iterdir()) == [out]
     assert hub.asked == [(PATH, None, None)]
-    monkeypatch.setattr(weights, "sha256", sha256)
+    monkeypatch.setattr(fetch, "sha256", sha256)
     assert cli.main(["weights", "fetch", "sd-v1-4"]) == 0
     assert "is there already" in capsys.readouterr().out and len(hub.asked) == 1
     out.write_bytes(b"mine")
@@ -266,12 +266,12 @@ def test_a_broken_download_goes_on_where_it_stopped(hub, tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_what_came(hub, tmp_path, capsys, monkeypatch):
-    class Bar(weights.tqdm):
+    class Bar(fetch.tqdm):
         def update(self, n: float = 1) -> None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "tqdm", Bar)
-    monkeypatch.setattr(weights, "BLOCK", 1000)
+    monkeypatch.setattr(fetch, "tqdm", Bar)
+    monkeypatch.setattr(fetch, "BLOCK", 1000)
     out = tmp_path / "x.ckpt"
     assert cli.main(["weights", "fetch", "sd-v1-4", "--out", str(out)]) == 130
     assert "interrupted" in capsys.readouterr().err and not out.exists()
@@ -328,7 +328,7 @@ def test_a_server_that_refuses(hub, tmp_path, capsys, status, says):
 
 
 def test_a_token_goes_to_its_host_alone(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "get_token", lambda: "secret")
+    monkeypatch.setattr(fetch, "get_token", lambda: "secret")
     (tmp_path / ".x.ckpt.part").write_bytes(CONTENT[:10])
     with Hub(whole) as cdn:
         threading.Thread(target=cdn.serve_forever, args=(0.05,), daemon=True).start()
@@ -347,7 +347,7 @@ def test_offline(hub, tmp_path, capsys, monkeypatch):
     assert "127.0.0.1:9 cannot be reached" in failed(capsys, *argv)
     monkeypatch.setenv("HF_ENDPOINT", "huggingface")
     assert "HF_ENDPOINT" in failed(capsys, *argv)
-    monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(fetch.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in failed(capsys, *argv)
     assert not list(tmp_path.iterdir()) and not hub.asked
 
@@ -373,7 +373,7 @@ def test_out_may_not_be_a_folder(hub, tmp_path, capsys, monkeypatch):
     "address", ["http://[::1", "http://host:port", "http://", "http://a b", "ftp://x", "https://x:99999"]
 )
 def test_an_endpoint_that_is_no_address(tmp_path, capsys, monkeypatch, address):
-    monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(fetch.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", address)
     assert "HF_ENDPOINT is" in failed(capsys, "fetch", "sd-v1-4", "--out", tmp_path / "x.ckpt")
 
@@ -395,7 +395,7 @@ def test_a_server_that_never_ends_is_left(hub, tmp_path, capsys, monkeypatch):
             while True:
                 request.wfile.write(bytes(10**5))
 
-    monkeypatch.setitem(weights.SIZES, weights.SOURCES["sd-v1-4"][2], len(CONTENT))
+    monkeypatch.setitem(fetch.SIZES, fetch.SOURCES["sd-v1-4"][2], len(CONTENT))
     for hub.answer in (endless, lambda request: request.send(200, b"", 10**9)):
         said = failed(capsys, "fetch", "sd-v1-4", "--out", tmp_path / "x.ckpt")
         assert f"{len(CONTENT):,}" in said and not (tmp_path / "x.ckpt").exists()
@@ -420,4 +420,4 @@ def test_help_and_mistakes(capsys):
 
 def test_known_files_are_told_by_whole_hashes():
     assert all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in weights.KNOWN)
-    assert all(digest in weights.KNOWN for _, _, digest in weights.SOURCES.values())
+    assert all(digest in weights.KNOWN for _, _, digest in fetch.SOURCES.values())

@@ -6,7 +6,8 @@ In: q [B,H,N,D], k and v [B,H,T,D], maybe a Rule. Out: [B,H,N,D], and on request
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Rule, check, float32
+from minedit.attention.inside import float32
+from minedit.attention.rules import Edit, Rule, check
 
 
 def eager(
@@ -18,14 +19,20 @@ def eager(
     q, k, v = rule.route(q, k, v)
     with float32(q):
         scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5  # [B, H, N, T]
+        for mask in rule.masks:
+            scores[mask.row] = scores[mask.row].masked_fill(~mask.keys.to(scores.device), -torch.inf)
         probabilities = scores.softmax(dim=-1)
         rows = list(probabilities)  # of [H, N, T]
         for edit in rule.edits:
-            own, source = probabilities[edit.row], probabilities[edit.source]
-            if edit.columns is not None:
-                source = source @ edit.columns.to(source)
-            pin, blend, keep = (x.to(own) for x in (edit.pin, edit.blend, edit.own))
-            w = 1.0 if edit.gate is None else edit.gate.to(own)[:, None]  # [N, 1]
-            rows[edit.row] = pin * source + blend * ((1 - w) * source + w * own) + keep * own
+            rows[edit.row] = edited(probabilities[edit.row], probabilities[edit.source], edit)
         out = (torch.stack(rows) @ v.float()).to(v.dtype)  # [B, H, N, D]
     return (out, probabilities.mean(dim=1)) if columns else out
+
+
+def edited(own: Tensor, source: Tensor, edit: Edit) -> Tensor:
+    """M of an Edit, its gate resolved, from P_t and P_s [..., N, T]: of heads, or of their means, as it is linear."""
+    if edit.columns is not None:
+        source = source @ edit.columns.to(source)
+    pin, blend, keep = (x.to(own) for x in (edit.pin, edit.blend, edit.own))
+    w = 1.0 if edit.gate is None else edit.gate.to(own)[:, None]  # [N, 1]
+    return pin * source + blend * ((1 - w) * source + w * own) + keep * own

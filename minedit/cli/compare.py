@@ -3,8 +3,7 @@
 import argparse
 import time
 
-from minedit import image, photo
-from minedit.cli import options, output
+from minedit.cli import options
 from minedit.cli.parser import Formatter, Parser
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import inversion_settings
@@ -15,16 +14,20 @@ from minedit.sampling.numbers import SEED
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     args.made, args.lora = {}, args.lora or []
+    from minedit import image, photo  # and what draws, once the arguments are right
+    from minedit.cli import output
+
     picture = photo.upright(photo.read(args.image)) if args.image else None
     if args.inversion:
         inversion_settings(picture is not None, None, args.inversion, {})
-    from minedit.verbs.edit import edit  # and torch, once the arguments are right
+    from minedit.verbs.edit import edit  # and torch, once the photograph is read
 
     with output.folder(args.out):
         sd = output.load(args)
         cells, captions, rows, failed = [], [], [], None
         print(f"\n{shown(repr(args.source), 400)} -> {shown(repr(args.target), 400)}")
         output.forewarn(sd, args.source, args.target)
+        output.check_letters(args.source, args.target)
         began = time.perf_counter()
         for seed in args.seeds or args.seed:
             run = output.arguments(args, seed)
@@ -42,10 +45,10 @@ def main(argv: list[str]) -> None:
                 if not any(row["seed"] == seed for row in rows):
                     cells.append(res.source)
                     captions.append("the photograph" if picture else f"seed {seed}")
-                print(f"  seed {seed}  {method:20} {res.seconds:6.1f} s")
+                print(f"  seed {seed}  {method:20} {res.seconds:6.1f} s  {res.rows:6,} rows of the UNet")
                 cells.append(res.edited)
                 captions.append(f"{method}\u00a0{res.seconds:.1f}\u00a0s")
-                rows.append({"seed": seed, "method": method, "seconds": round(res.seconds, 2)})
+                rows.append({"seed": seed, "method": method, "seconds": round(res.seconds, 2), "unet_rows": res.rows})
         if not rows:
             raise failed
         columns = len(cells) // len({row["seed"] for row in rows})

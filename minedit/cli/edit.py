@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> None:
         preview = output.preview(args, sd)
         for each in edits:
             each.check(sd)
+        output.check_letters(*(text for each in edits for text in (each.source, each.target) if text))
         for each, seed in runs:
             what = each.source, each.target, each.method
             picture, digest = _photo(args, each)
@@ -51,9 +52,9 @@ def run(args: argparse.Namespace) -> None:
                 print(f"  {text:{width}}  {word.kind:8}  {word.tau:.2f}")
             pictures = {"source": res.source, "edited": res.edited}
             pictures["grid"] = image.grid([res.source, res.edited], [each.source, each.target])
-            found = {"words": [asdict(word) for word in res.words], "notes": list(res.notes), **each.more}
+            found = {"words": [asdict(word) for word in res.words], "notes": list(res.notes), "unet_rows": res.rows}
             output.write(
-                args.out, f"seed{seed}-" if len(runs) > 1 else "", pictures, settings, found, res.seconds, said
+                args.out, f"seed{seed}-" * (len(runs) > 1), pictures, settings, found | each.more, res.seconds, said
             )
 
 

@@ -1,7 +1,4 @@
-"""What the command line asks: argv -> argparse.Namespace, in one line where it cannot be. The verbs' files do it.
-
-`--from PICTURE` takes the settings stored in a picture as the defaults of everything the command line leaves out.
-"""
+"""What the command line may ask: a parser of it, and the options that verbs share."""
 
 import argparse
 import math
@@ -11,13 +8,13 @@ from dataclasses import Field, fields
 from pathlib import Path
 
 from minedit import __version__
-from minedit.cli.parser import Formatter, Parser
+from minedit.cli.parser import Formatter, Parser, Several
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import DEFAULT as INVERSION
 from minedit.inversion.choose import INVERSIONS
 from minedit.methods.choose import DEFAULT, METHODS
 from minedit.sampling.numbers import SEED, Numbers
-from minedit.settings import Setting, settings
+from minedit.settings import Setting, own_first, settings
 
 DTYPES = ("float32", "float16", "bfloat16")
 ELSEWHERE = {  # verbs that read their own arguments
@@ -32,16 +29,12 @@ ELSEWHERE = {  # verbs that read their own arguments
 
 def reader(*settings: Setting) -> Callable[[str], object]:
     """How to read what is one of these settings; several methods may have one of a name."""
-    wanted = "WORD=FACTOR, such as red=2" if settings[0].kind is dict else settings[0].expected
 
     def read(text: str) -> object:
         for each in settings:
             with suppress(ValueError, MineditError):
-                if each.kind is not dict:
-                    return each.check("", each.kind(text))
-                word, factor = text.rsplit("=", 1)
-                return each.check("", [(word, float(factor))])[0]
-        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected {wanted}")
+                return each.read(text)
+        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected {settings[0].typed}")
 
     return read
 
@@ -71,75 +64,12 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{shown(repr(text))} cannot be used ({error})") from error
 
 
-TEXT = Setting("", str)
-# all that a picture can set beside the numbers of its run and its method's settings; and `prompts` and `lora`
-STORED = {
-    **dict.fromkeys(("verb", "source", "target", "method", "device", "dtype", "attention"), TEXT),
-    **dict.fromkeys(("model", "vae"), Setting("", str, none="that of the model")),
-    **dict.fromkeys(("weights", "minedit", "photo"), Setting("", str, none="not known")),
-    **dict.fromkeys(("image", "inversion"), Setting("", str, none="of no photograph")),
-    "fast": Setting("", bool),
-    "threads": Setting("", int, 1, 1000),
-}
-
-
 def setting_names() -> set[str]:
     """Of all methods and inversions."""
     return {name for kind in (*METHODS.values(), *INVERSIONS.values()) for name in settings(kind)}
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The arguments of `generate` or `edit`. Method settings that were not given are absent.
-
-    Raises MineditError for arguments that cannot be, and for a picture that `--from` cannot use.
-    """
-    args = _parser({}).parse_args(argv)
-    if args.origin is None:
-        args.lora, args.made = args.lora or [], {}
-        return args
-    stored, merged = _stored(args)
-    made = {name: stored.pop(name, None) for name in ("weights", "minedit", "photo")}
-    if ":" in str(stored["attention"]):  # code: run only what this command line names
-        stored["attention"] = None
-    args = _parser(stored).parse_args(argv)
-    if args.verb == "edit" and args.method != stored["method"]:  # whose settings the stored ones are
-        args = _parser({name: value for name, value in stored.items() if name not in setting_names()}).parse_args(argv)
-    if args.attention is None:
-        raise MineditError(f"{args.origin} was made with its user's own attention function; name one: --attention")
-    args.made = made  # by which weights and version, of which photograph
-    args.lora = merged if args.lora is None else args.lora  # argparse would add those given to a default
-    return args
-
-
-def _stored(args: argparse.Namespace) -> tuple[dict, list[tuple[str, float]]]:
-    """What the picture of --from sets, every value of its kind; its LoRAs apart. Raises MineditError."""
-    from minedit import image  # a picture's reader, only where there is one
-
-    stored = image.settings(args.origin)
-    verb, keys = stored.get("verb"), {"generate": {"prompts"}, "edit": {"source", "target", "method"}}
-    if not isinstance(verb, str) or verb not in keys or not keys[verb] | {"seed", "model", "attention"} <= set(stored):
-        raise MineditError(f"the settings in {args.origin} are not those of a minedit command; expected a PNG of one")
-    if verb != args.verb:
-        raise MineditError(f"{args.origin} was made by minedit {verb}; run: minedit {verb} --from {args.origin}")
-    kinds = METHODS.get(str(stored.get("method"))), INVERSIONS.get(str(stored.get("inversion")))
-    known = {"seed": SEED, **settings(Numbers), **STORED}
-    known |= {name: each for kind in kinds if kind for name, each in settings(kind).items()}
-    loras, prompts = stored.get("lora", []), stored.get("prompts", [])
-    stored = {name: value for name, value in stored.items() if name in known}
-    for name in stored:
-        stored[name] = known[name].check(f"the {name} in {args.origin}", stored[name])
-    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
-        raise MineditError(f"the prompts in {args.origin} are {shown(repr(prompts), 60)}, expected a list of texts")
-    stored |= {"seed": [stored["seed"]], **({"prompts": prompts} if verb == "generate" else {})}
-    try:
-        scale = Setting("", float)
-        merged = [(TEXT.check("", file), float(scale.check("", number))) for file, number in loras]
-    except (TypeError, ValueError, MineditError):
-        raise MineditError(f"the LoRAs in {args.origin} are damaged; name them: --lora") from None
-    return stored, merged
-
-
-def _parser(defaults: dict) -> Parser:
+def parser(defaults: dict) -> Parser:
     """The parser, with these in place of the defaults of generate and edit."""
     top = Parser("minedit", description="Edit pictures by prompts, with Stable Diffusion v1.4.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"minedit {__version__}")
@@ -161,10 +91,10 @@ def _parser(defaults: dict) -> Parser:
     kinds += [(f"--inversion {name}", kind) for name, kind in INVERSIONS.items()]
     for name, kind in kinds:
         group = change.add_argument_group(f"settings of {name}")
-        for field in fields(kind):
-            named = [settings(other)[field.name] for _, other in kinds if field.name in settings(other)]
-            if named[0] is settings(kind)[field.name]:  # the first one's option is that of all
-                _option(group, field, argparse.SUPPRESS, *named)
+        for field in own_first(kind):
+            owners = [other for _, other in kinds if field.name in settings(other)]
+            if owners[0] is kind:  # its option is that of all
+                _option(group, field, argparse.SUPPRESS, *(settings(other)[field.name] for other in owners))
 
     for verb in (draw, change):
         verb.set_defaults(**defaults)
@@ -184,7 +114,7 @@ def _verb(verbs: argparse._SubParsersAction, name: str, text: str) -> Parser:
 def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named: Setting) -> None:
     """The option of a setting. absent: its value where it is not given; named: what methods have by this name."""
     each, flag = named[0], field.name.replace("_", "-")
-    text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in (int, float) and bool(each.range))
+    text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in (int, float, tuple) and bool(each.range))
     text += f" (default: {each.none if field.default is None else field.default})" * (field.default not in ((), ""))
     if each.kind is bool and each.choices:  # a switch with more positions
         group.add_argument(f"--no-{flag}", dest=field.name, action="store_false", default=absent, help="without")
@@ -192,8 +122,9 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
     elif each.kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
     else:
-        metavar = {int: "N", float: "X", str: "|".join(each.choices) or "TEXT", dict: "WORD=FACTOR"}[each.kind]
-        how = {"type": reader(*named), "metavar": metavar, "nargs": "+" if each.kind is dict else None}
+        how = {"type": reader(*named), "metavar": each.form}
+        how |= {"action": Several} if each.kind in (dict, list) else {}
+        how |= {"nargs": "+"} if each.kind is dict else {}
     group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
 
 
@@ -204,7 +135,7 @@ def add_threads(parser: argparse._ActionsContainer) -> None:
 
 def add_numbers(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("the run")
-    group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", default=[0], help=SEED.help)
+    group.add_argument("--seed", metavar="N", type=reader(SEED), nargs="+", action=Several, default=[0], help=SEED.help)
     for field in fields(Numbers):
         _option(group, field, field.default, field.metadata["setting"])
     group.add_argument("--out", metavar="FOLDER", type=path, default=Path("out"), help="where the files go, numbered")
@@ -239,7 +170,7 @@ def add_model(parser: Parser) -> None:
     group.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1, mps")
     add_threads(group)
     group.add_argument("--dtype", metavar="NAME", default="float32", help="float32, float16, bfloat16")
-    text = "on a CPU, convolutions with fewer products, for memory (Winograd); on a GPU, another layout and CUDA graphs"
+    text = "on a CPU, quicker convolutions, for memory, and a word on the faster --dtype; on a GPU, CUDA graphs"
     group.add_argument("--fast", action=argparse.BooleanOptionalAction, default=False, help=text)
     group.add_argument(
         "--attention",

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from minedit.verbs.asked import OnStep
 
 PREVIEW_EVERY = 5  # steps
-FOUND = {"words", "notes", "pair", "seconds", "versions", "files", "threads"}  # in a record, beside what is asked for
+# in a record, beside what is asked for
+FOUND = {"words", "notes", "pair", "unet_rows", "seconds", "versions", "files", "threads"}
 
 
 def arguments(args: argparse.Namespace, seed: int) -> dict:
@@ -54,20 +55,28 @@ def forewarn(sd: Model, *texts: str) -> tuple[str, ...]:
     return notes
 
 
+def check_letters(*texts: str) -> None:
+    """Say which letters of what will stand in a picture no font has."""
+    if letters := image.undrawn("".join(texts)):
+        what = f"no font here has {shown(letters, 60)}, boxes stand for them in the captions of the grid"
+        print(f"  note: {what}; install one that has, such as Noto Sans CJK")
+
+
 def load(args: argparse.Namespace) -> Model:
     before = threads.look()
     from minedit.attention.choose import resolve  # torch's, as what the functions below import
     from minedit.files import checkpoint
+    from minedit.speed.fast import said
 
     began = time.perf_counter()
     sd = checkpoint.load(args.model, args.device, args.dtype, args.attention, args.lora, args.fast, args.vae)
     chosen = f" ({resolve(sd.attention, sd.device)})" if sd.attention == "auto" else ""
     where = "embedded" if args.model is None else args.model
     print(f"model {shown(sd.config.name)} ({shown(where, 300)}), loaded in {time.perf_counter() - began:.1f} s")
-    speed = ", made for speed" * sd.fast + " with torch's own layers, as Triton does not run here" * sd.unet.unfused
+    speed = f", {said(sd)}" if args.fast else ""
     speed += threads.choose(args.threads, before)
     print(f"  device {sd.device}, dtype {args.dtype}, attention {sd.attention}{chosen}{speed}")
-    for file, scale in sd.lora:
+    for file, scale, _ in sd.lora:
         print(f"  with the LoRA {shown(file, 300)}, scale {scale:g}")
     for note in (*sd.notes, *_other(args, sd)):
         print(f"  note: {shown(note, 1000)}")
@@ -77,9 +86,14 @@ def load(args: argparse.Namespace) -> Model:
 def _other(args: argparse.Namespace, sd: Model) -> list[str]:
     """Why a picture made from the settings of another will not be its equal."""
     weights, version = args.made.get("weights"), args.made.get("minedit")
+    loras = args.made.get("loras", {})
     notes = []
     if weights and sd.weights and weights != sd.weights:
         notes.append(f"{args.origin} was made with other weights ({weights}; these are {sd.weights}): expect another")
+    for file, now in {file: now for file, _, now in sd.lora}.items():
+        if loras.get(file, now) != now:
+            what = f"{args.origin} was made with other contents of {shown(file, 300)}"
+            notes.append(f"{what} ({loras[file]}; these are {now}): expect another")
     if version and version != __version__:
         notes.append(f"{args.origin} was made by minedit {version}; this is {__version__}: defaults may differ")
     return notes
@@ -215,4 +229,5 @@ def write(
         path = folder / f"{number:04d}-{name}{settings['verb']}.json"
         image.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     *others, last = files.values()  # the last picture is what one opens
-    print(f"  {seconds:.1f} s; wrote {', '.join(map(str, [*others, path, last]))}")
+    cost = f", {found['unet_rows']:,} rows of the UNet" if "unet_rows" in found else ""
+    print(f"  {seconds:.1f} s{cost}; wrote {', '.join(map(str, [*others, path, last]))}")

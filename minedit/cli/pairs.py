@@ -17,7 +17,6 @@ from minedit.cli import options, output
 from minedit.config import MineditError, foreign_json, shown
 from minedit.inversion.choose import inversion_settings
 from minedit.methods.choose import METHODS, method_settings
-from minedit.methods.p2p import word_indices
 from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import Settings, settings
 
@@ -52,13 +51,18 @@ class Asked:
     def check(self, sd: Model) -> None:
         """What only the model knows. Raises MineditError."""
         from minedit.sampling.loop import Run
+        from minedit.verbs.asked import check_reads
 
         try:
-            target = [output.check_prompt(sd, text) for text in (self.source, self.target) if text][-1]
+            check_reads(sd, self.method, self.settings, self.image is not None)
+            pair = [
+                output.check_prompt(sd, text) if text else sd.tokenizer.encode("")
+                for text in (self.source, self.target)
+            ]
             if not self.image:
                 Run(**asdict(self.run)).fits(sd, 2)
-            for word, _ in getattr(self.settings, "reweight", ()):
-                word_indices(sd.tokenizer, target, word)
+            if check := getattr(self.settings, "check_words", None):
+                check(sd.tokenizer, *pair)
         except MineditError as error:
             raise MineditError(f"{self.where}{error}") from error
 

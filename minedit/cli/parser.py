@@ -41,6 +41,16 @@ class Parser(argparse.ArgumentParser):
         raise MineditError(f"{message}; see {self.prog} --help")
 
 
+class Several(argparse.Action):
+    """Values of an option that may be given again: those that follow are added to those before, not to its default."""
+
+    def __call__(
+        self, parser: Parser, namespace: argparse.Namespace, values: list, option_string: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest, self.default)
+        setattr(namespace, self.dest, [*(() if before is self.default else before), *values])
+
+
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Help with the defaults, where there are any."""
 

@@ -21,25 +21,23 @@ def main(argv: list[str]) -> int:
     """
     args = _arguments(argv)
     import torch  # and what takes it, once the arguments are right
-    import torch.distributed as dist
 
     from minedit.files.torchnames import torch_device
     from minedit.picturebook.training.train import assemble, train
-    from minedit.picturebook.training.workers import worker
+    from minedit.picturebook.training.workers import together, worker
 
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch_device(args.device)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():  # torchrun
-        if args.device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+    if args.device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        for stage in STAGES if args.stage == "all" else (args.stage,):
-            if stage == "assemble" and worker() == 0:
-                assemble(PICTUREBOOK, args.runs, args.out)
-            elif stage != "assemble":
-                train(stage, PICTUREBOOK, args)
+        with together("nccl" if args.device.startswith("cuda") else "gloo"):
+            for stage in STAGES if args.stage == "all" else (args.stage,):
+                if stage == "assemble" and worker() == 0:
+                    assemble(PICTUREBOOK, args.runs, args.out)
+                elif stage != "assemble":
+                    train(stage, PICTUREBOOK, args)
     except OSError as error:
         raise MineditError(
             f"cannot use {error.filename or args.runs} ({error.strerror}); choose other --runs"

@@ -4,11 +4,6 @@ import re
 import textwrap
 
 from minedit.cli.options import Formatter, Parser
-from minedit.picturebook.world.captions import COUNTS, HOLDING, PLURAL, WORDS
-from minedit.picturebook.world.factors import SIZES, SUBJECTS
-from minedit.picturebook.world.looks import POSES, TINTS
-from minedit.picturebook.world.places import PLACES, TIMES
-from minedit.picturebook.world.still import SUPPORTS, THINGS
 
 
 def main(argv: list[str]) -> int:
@@ -21,6 +16,12 @@ def main(argv: list[str]) -> int:
 
 def kinds() -> dict[str, list[str]]:
     """Every word once, by the first kind it is of; what is of none is "between", the comma left out."""
+    from minedit.picturebook.world.captions import COUNTS, HOLDING, PLURAL, WORDS  # they draw, too
+    from minedit.picturebook.world.factors import SIZES, SUBJECTS
+    from minedit.picturebook.world.looks import POSES, TINTS
+    from minedit.picturebook.world.places import PLACES, TIMES
+    from minedit.picturebook.world.still import SUPPORTS, THINGS
+
     plurals = (PLURAL.get(thing, f"{thing}s") for thing in THINGS)
     phrases = {
         "people, pets": SUBJECTS,

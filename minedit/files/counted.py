@@ -1,6 +1,7 @@
 """The sizes of a UNet of Stable Diffusion v1's kind, counted from the names and shapes in its file.
 
-Distilled models (BK-SDM, arXiv:2305.15798; segmind's small-sd) have one ResBlock a level, no middle, or a level fewer.
+Distilled models (BK-SDM, arXiv:2305.15798; segmind's small-sd) have one ResBlock a level, no middle, or a level fewer;
+latent consistency models (LCM, arXiv:2310.04378) have an embedding of the guidance scale besides.
 """
 
 import re
@@ -8,6 +9,8 @@ from dataclasses import replace
 
 from minedit.config import Config
 from minedit.files.layouts import Tensors
+
+GUIDANCE = "time_embed.cond_proj.weight"
 
 
 def counted(config: Config, unet: Tensors) -> Config:
@@ -26,11 +29,16 @@ def counted(config: Config, unet: Tensors) -> Config:
         blocks=blocks,
         attention=tuple(f"input_blocks.{first}.1.proj_in.weight" in unet for first in firsts),
         middle=any(name.startswith("middle_block.") for name in unet),
+        guidance_dim=(*unet[GUIDANCE].shape, 0)[1] if GUIDANCE in unet else 0,
     )
     if found == config.unet:
         return config
-    few = f"{blocks} block{'s' * (blocks > 1)} a level, {len(firsts)} levels" + ", no middle" * (not found.middle)
-    return replace(config, name=f"{config.name} of {few}", unet=found)
+    name = "a latent consistency model of " * bool(found.guidance_dim) + config.name
+    if replace(found, guidance_dim=0) != config.unet:
+        name += f", {blocks} block{'s' * (blocks > 1)} a level, {len(firsts)} levels" + ", no middle" * (
+            not found.middle
+        )
+    return replace(config, name=name, unet=found)
 
 
 def _numbers(unet: Tensors, layer: str) -> dict[int, str]:

@@ -4,6 +4,7 @@ The container is recognised from the first bytes, never from the file's own name
 """
 
 import os
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def read(path: Path, needed: Sequence[str] = ("unet", "vae", "text_encoder")) ->
     """
     path = named(path)
     try:
-        return _folder(path, needed) if path.is_dir() else _file(path)
+        return _folder(path, needed) if path.is_dir() else _whole(path)
     except OSError as error:
         raise MineditError(f"{path} cannot be read ({error.strerror or _line(error)}); {EXPECTED}") from error
 
@@ -62,6 +63,11 @@ def read_other(path: Path, expected: str) -> Contents:
         what = f"{shown(repeated[0])} of shape {list(tensor.shape)}"
         raise MineditError(f"{path} has fewer numbers than {what} needs; {expected}")
     return stored, metadata
+
+
+def _whole(path: Path) -> Contents:
+    """Of one file, or of those that an index of shards lists."""
+    return _shards(path) if re.search(r"\.index(\.fp16)?\.json$", path.name) else _file(path)
 
 
 def _file(path: Path) -> Contents:
@@ -133,7 +139,7 @@ def _folder(path: Path, needed: Sequence[str]) -> Contents:
         file = weights_in(path / folder, FOLDERS[folder])
         if file is None:
             raise MineditError(f"{path / folder} has none of {', '.join(FOLDERS[folder])}; download the weights too")
-        held, about = _shards(file) if file.suffix == ".json" else _file(file)
+        held, about = _whole(file)
         metadata |= about if folder == "unet" else {}
         tensors |= {f"{folder}/{name}": tensor for name, tensor in held.items()}
     return tensors, metadata | {name: settings_of(path / name) for name in SETTINGS if (path / name).is_file()}

@@ -149,6 +149,7 @@ def diffusers_unet_rules(n: int, attends: Collection[str]) -> Rules:
     """n: blocks of a level, on the way up. attends: the numbers of the up_blocks that have attention."""
     resnet = r"^(input_blocks\.\d+\.0|middle_block\.[02]|output_blocks\.\d+\.0)"
     return (
+        (r"^time_embedding\.cond_proj", "time_embed.cond_proj"),  # of latent consistency models
         (r"^time_embedding\.linear_1", "time_embed.0"),
         (r"^time_embedding\.linear_2", "time_embed.2"),
         (r"^conv_in", "input_blocks.0.0"),

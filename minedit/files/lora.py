@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from minedit.config import MineditError, UNetConfig, shown
 from minedit.files.declared import check_header
 from minedit.files.layouts import Rules, diffusers_unet_rules, first
-from minedit.files.lorafile import EXPECTED, alphas, read_lora
+from minedit.files.lorafile import EXPECTED, alphas, fingerprint, read_lora
 from minedit.files.products import delta, kind_of, rank_of, whole
 from minedit.files.stored import Stored
 from minedit.stack.model import Model
@@ -62,7 +62,8 @@ def merge(model: Model, path: str | os.PathLike, scale: float = 1.0) -> Model:
                 )
             raise MineditError(f"{fault}, expected finite weights; try a smaller scale or a wider --dtype")
         parts[part] = _with(module, merged) if merged else module
-    return replace(model, unet=parts["unet"], text=parts["text"], lora=(*model.lora, (str(path), float(scale))))
+    merged = str(path), float(scale), fingerprint(tensors, metadata)
+    return replace(model, unet=parts["unet"], text=parts["text"], lora=(*model.lora, merged))
 
 
 def pairs(lora: LoRA | Sequence[LoRA]) -> list[tuple[str | os.PathLike, float]]:
@@ -82,7 +83,7 @@ def pairs(lora: LoRA | Sequence[LoRA]) -> list[tuple[str | os.PathLike, float]]:
 
 def settings(model: Model) -> dict:
     """The LoRAs merged into a model, as JSON values for the settings of a picture; nothing where there are none."""
-    return {"lora": [list(pair) for pair in model.lora]} if model.lora else {}
+    return {"lora": [list(each) for each in model.lora]} if model.lora else {}
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,6 @@ def _with(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 REFUSED = {
     "a DoRA, which scales weights besides": r".*\.(dora_scale|lora_magnitude_vector)",
     "an OFT": r".*\.oft_",
-    "a LoCon in Tucker form": r".*\.lora_mid\.",
     "whole differences of weights, not a LoRA": r".*\.diff(_b)?$",
     "a LoRA of Stable Diffusion XL": r"lora_te2_|text_encoder_2\.",
     "a LoRA of Stable Diffusion 3, Flux or the like": r"(lora_)?transformer[._]|lora_unet_(double|single)_",
@@ -137,10 +137,10 @@ REFUSED = {
 
 # lora_down, lora_A, lora_A.default, lora.down, to_q_lora.down, lora_linear_layer.down, and their other halves
 NAME = re.compile(
-    r"(.+?)(?:[._]lora(?:_linear_layer)?[._](down|A|up|B)(?:\.\w+)?\.weight|\.(alpha)"
+    r"(.+?)(?:[._]lora(?:_linear_layer)?[._](down|mid|A|up|B)(?:\.\w+)?\.weight|\.(alpha)"
     r"|\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))(?:\.\w+)?)"
 )
-HALF = {"down": "down", "A": "down", "up": "up", "B": "up"}
+HALF = {"down": "down", "A": "down", "mid": "mid", "up": "up", "B": "up"}
 LONGEST = 400  # characters of a name
 # Without text: the UNet. lora_te1 is what diffusers' own conversion to kohya's names says, for Stable Diffusion v1 too;
 # CLIP's "text_model_" is left out by transformers 5, and doubled by some wrappers.
@@ -226,7 +226,7 @@ def _fits(change: Change, weight: Tensor) -> bool:
     """By shapes alone: nothing is read, nothing is made."""
     if not all(factor.dtype.is_floating_point and 0 not in factor.shape for factor in change.factors.values()):
         return False
-    if change.kind == "a LoRA":
+    if change.kind == "a LoRA" and "mid" not in change.factors:
         up, down, own = (
             (*x.shape[:2],) if x.shape[2:] == (1, 1) else tuple(x.shape)
             for x in (change.factors["up"], change.factors["down"], weight)

@@ -4,6 +4,7 @@ Settings are peft's: diffusers writes them into the header of a file (`lora_adap
 adapter_config.json beside the weights.
 """
 
+import hashlib
 import math
 import os
 import re
@@ -11,8 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minedit.config import MineditError, foreign_json, shown
+from minedit.files import stored
 from minedit.files.formats import named, read_other, settings_of
-from minedit.files.stored import Stored
+from minedit.files.stored import Files, Stored
 
 EXPECTED = "expected a LoRA of Stable Diffusion v1, by kohya's, diffusers' or peft's names"
 FILES = tuple(f"{name}.{end}" for name in ("pytorch_lora_weights", "adapter_model") for end in ("safetensors", "bin"))
@@ -39,6 +41,18 @@ def read_lora(path: str | os.PathLike) -> tuple[Path, dict[str, Stored], dict[st
     return (path if len(files) > 1 else next(iter(files.values()))), tensors, metadata
 
 
+def fingerprint(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> str:
+    """Twelve hexadecimal digits: others for other numbers, or for other settings of alpha. Raises MineditError."""
+    with Files() as files:
+        numbers = stored.fingerprint({"": tensors}, files)
+    said = [f"{key} {metadata[key]}" for key in _settings() if key in metadata]
+    return hashlib.sha256("\n".join([numbers, *said]).encode()).hexdigest()[:12] if said else numbers
+
+
+def _settings() -> tuple[str, ...]:
+    return (HEADER, CONFIG, *(f"{part}.{CONFIG}" for part in PARTS))
+
+
 def _in_folder(folder: Path) -> dict[str, Path]:
     """The files of a LoRA by what their tensors' names are to begin with: one, or one for each part of a model."""
     own = next((folder / name for name in FILES if (folder / name).is_file()), None)
@@ -62,7 +76,7 @@ def alphas(path: Path, metadata: Mapping[str, str]) -> Callable[[str], tuple[flo
     Entries begin with the part's name where those of the tensors do. Raises MineditError for settings that are none.
     """
     config: dict[str, object] = {}
-    for key in (HEADER, CONFIG, *(f"{part}.{CONFIG}" for part in PARTS)):
+    for key in _settings():
         if key in metadata:
             said = _object(path, key, metadata[key])
             config |= (

@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -20,6 +21,7 @@ PIECE = 2**20  # elements converted at once
 AXES = 8  # of a tensor, at most
 SAMPLE = 64  # numbers that tell a tensor from others
 STAYS = 2**28  # bytes of a file whose tensors stay in it; those of smaller ones are read, and cannot be lost later
+WINDOW = 2**28  # bytes of a file mapped at once: each map holds a file open, and a process may open 256 or 1024
 
 
 class Refused(Exception):
@@ -29,12 +31,47 @@ class Refused(Exception):
 class Files(dict[Path, FileIO]):
     """Files that are open, so that all their tensors are of one state of them; closed at the end of a `with`."""
 
+    def __init__(self) -> None:
+        self.maps: dict[tuple[Path, int, int], mmap.mmap] = {}  # by where they begin, and their bytes
+
     def __enter__(self) -> Files:
         return self
+
+    def __missing__(self, path: Path) -> FileIO:
+        self[path] = FileIO(path)
+        return self[path]
+
+    def kept(self) -> tuple[Kept, ...]:
+        """The files that tensors stay in."""
+        return tuple(Kept.of(path, self[path]) for path in dict.fromkeys(path for path, *_ in self.maps))
 
     def __exit__(self, *_: object) -> None:
         for file in self.values():
             file.close()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file that tensors stay in, as it was when they were read."""
+
+    path: Path
+    identity: tuple[int, int]  # its device's number, its own: another file at that path has others
+    size: int
+    written: int  # when, in nanoseconds
+
+    @classmethod
+    def of(cls, path: Path, file: FileIO) -> Kept:
+        found = os.fstat(file.fileno())
+        return cls(path, (found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
+
+    def check(self) -> None:
+        """Raises MineditError where it was written to, or cut short, since; one that was moved or replaced is whole."""
+        with suppress(OSError):
+            now = os.stat(self.path)
+            same = (now.st_dev, now.st_ino) == self.identity
+            if same and (now.st_size, now.st_mtime_ns) != (self.size, self.written):
+                what = "cut short" if now.st_size < self.size else "written to"
+                raise MineditError(f"{self.path} was {what} while its model was in use; load the model again")
 
 
 @dataclass(frozen=True)
@@ -52,25 +89,24 @@ class Stored:
         """Whether it has more numbers than are stored: a file of a few bytes may name gigabytes."""
         return math.prod(self.shape) > extent(self.shape, self.stride)
 
-    def read(self, dtype: torch.dtype, files: dict[Path, FileIO] | None = None) -> Tensor:
+    def read(self, dtype: torch.dtype, files: Files | None = None) -> Tensor:
         """The tensor on the CPU, contiguous. Raises MineditError where it cannot be read, or its file became shorter.
 
         It has memory of its own, filled piece by piece. Only with `files`, those open so far, and in its own dtype, it
         stays in a file of STAYS or more: pages come into memory as they are used, and writing to it changes a copy of
-        them. Whoever cuts such a file short while it is in use ends the process (SIGBUS); replacing it is safe.
+        them. Whoever cuts such a file short while it is in use ends the process (SIGBUS); replacing it is safe, and
+        `Kept.check` finds what was cut short before it is used again.
         """
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=dtype)
-        file = None if files is None else files.get(self.path)
+        file = None
         try:
-            file = file or FileIO(self.path)
-            if files is not None:
-                files[self.path] = file
+            file = FileIO(self.path) if files is None else files[self.path]
             size = os.fstat(file.fileno()).st_size
             if size < self.offset + extent(self.shape, self.stride) * self.dtype.itemsize:
                 raise EOFError
             stays = files is not None and size >= STAYS and dtype == self.dtype
-            return self._mapped(file) if stays and not self._loose else self._read(file, dtype)
+            return self._mapped(files, size) if stays and not self._loose else self._read(file, dtype)
         except OSError as error:
             raise MineditError(f"{self.path} cannot be read any more ({error.strerror or error}); try again") from error
         except (EOFError, ValueError) as error:  # ValueError: mmap's
@@ -116,12 +152,21 @@ class Stored:
             rest = rest[got:]
         return row
 
-    def _mapped(self, file: FileIO) -> Tensor:
-        start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
+    def _mapped(self, files: Files, size: int) -> Tensor:
         count = math.prod(self.shape)
-        length = self.offset - start + count * self.dtype.itemsize
-        pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
-        return torch.frombuffer(pages, dtype=self.dtype, count=count, offset=self.offset - start).view(self.shape)
+        end = self.offset + count * self.dtype.itemsize
+        start = self.offset - self.offset % WINDOW
+        length = min(WINDOW, size - start)
+        if end > start + length:  # across two windows: a map of its own
+            start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
+            length = end - start
+        key = self.path, start, length
+        if key not in files.maps:
+            number = files[self.path].fileno()
+            files.maps[key] = mmap.mmap(number, length, access=mmap.ACCESS_COPY, offset=start)
+        return torch.frombuffer(files.maps[key], dtype=self.dtype, count=count, offset=self.offset - start).view(
+            self.shape
+        )
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,15 +1,15 @@
 """Fewer rows of the UNet: where the source's course is known, what it predicts is computed only for others to read."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Attn, Rule, Seen
+from minedit.attention.rules import Attn
 from minedit.sampling import ddim
 from minedit.sampling.guidance import two_way
 from minedit.sampling.loop import Predict, Step
+from minedit.sampling.rows import few, needed
 from minedit.sampling.way import Job
 
 
@@ -32,34 +32,7 @@ def spared(job: Job, trajectory: Tensor) -> Predict:
             return known
         drawn = [*range(1, count), *range(count + 1, 2 * count)]
         rows = needed(attn.rules, drawn, {count} if attn.watch else set())
-        to = {row: at for at, row in enumerate(rows)}
-        inner = replace(attn, rules={name: rule.moved(to, len(rows)) for name, rule in attn.rules.items()}, seen={})
-        batch = torch.cat([latents, latents])[rows].to(model.dtype)
-        times = torch.full((len(rows),), t, device=latents.device)
-        found = model.unet(batch, times, context[rows], inner).float()
-        attn.seen.update({name: _spread(seen, rows, 2 * count) for name, seen in inner.seen.items()})
-        eps = two_way(*_rows(found, rows, 2 * count).chunk(2), guidance)
+        eps = two_way(*few(model, latents, t, attn, context, {row: row for row in rows}).chunk(2), guidance)
         return torch.cat([known, eps[1:]])
 
     return predict
-
-
-def needed(rules: Mapping[str, Rule], drawn: list[int], more: set[int]) -> list[int]:
-    """The rows `drawn` and `more`, and all that these read by any rule, in order."""
-    found, fresh = set(), {*drawn, *more}
-    while fresh:
-        found |= fresh
-        fresh = {row for rule in rules.values() for each in fresh for row in rule.reads(each)} - found
-    return sorted(found)
-
-
-def _rows(x: Tensor, rows: list[int], count: int) -> Tensor:
-    """x [R, ...] at `rows` of [count, ...], 0 elsewhere."""
-    whole = x.new_zeros(count, *x.shape[1:])
-    whole[rows] = x
-    return whole
-
-
-def _spread(seen: Seen, rows: list[int], count: int) -> Seen:
-    columns = None if seen.columns is None else _rows(seen.columns, rows, count)
-    return Seen(_rows(seen.hidden, rows, count), columns)

@@ -2,10 +2,13 @@
 
 Read in this order:
 ```
-cases.py   shapes, and rules with traps in them
+names.py   names of rules
+forms.py   rules of every form
+cases.py   shapes with traps in them, and those of Stable Diffusion
 oracle.py  the float64 answer
 hints.py   what may be wrong, from how it differs
 check.py   the verdict on a function
 bench.py   its time, and of which ceiling
+table.py   all functions on all cases, in a table
 ```
 """

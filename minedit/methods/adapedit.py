@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 from minedit.config import MineditError
 from minedit.methods import Job, Way
+from minedit.methods.blending import Blending
 from minedit.sampling.numbers import TRAIN_STEPS
-from minedit.settings import Settings, setting
+from minedit.settings import setting
 
 ONE_PASS = "one-pass"
 PASS_STEPS = 10  # tau moves by 0.03 on average and a judge reads the edits as before: benchmarks/one_pass.csv
@@ -29,7 +30,7 @@ COMMON_TAU = 0.8  # of fwt=False: Prompt-to-Prompt's default cross_steps
 
 
 @dataclass(frozen=True)
-class AdapEditConfig(Settings):
+class AdapEditConfig(Blending):
     """AdapEdit's settings; every default lives here. Symbols are the paper's.
 
     Figure 7 has lambda_sv 0.8 ... 1 and lambda_s 0.9 ... 0.98. Hidden states share one large direction: without
@@ -96,9 +97,11 @@ class AdapEditConfig(Settings):
 
         if job.alignment.identical:
             return unedited(job)
+        self.check_blend(job)
         found, pair, steps = None, (job.source, job.target), job.run.steps
         if self.measures and not self.one_pass:
             job.tick.total += self.pass_steps(steps)
             found = measure(job.sd, *pair, job.seed, job.run, self, job.tick, job.found)
         running = Running(job.sd, *pair, steps, self, found)
-        return Way(rules=running.rules, watch=running.watch, after=running.after, told=running.told)
+        way = Way(rules=running.rules, watch=running.watch, after=running.after, told=running.told)
+        return self.blended(job, way)

@@ -1,9 +1,9 @@
 """A plan: what an editing method does to attention at every step, as data.
 
 Prompt-to-Prompt and AdapEdit are one schedule with other numbers. Each token of the target prompt reads its source
-column for its first `pinned` steps; afterwards it is `gated` (blended with the source through the gate of its site) or
-plain. Self-attention reads the source's queries and keys for the first `self_steps` steps. In: what a method decided.
-Out: `rules(step)`, the Rule of each attention layer.
+column while it is `pinned`; afterwards it is `gated` (blended with the source through the gate of its site) or plain.
+Self-attention reads the source's queries and keys in `self_steps`. Both are windows, from a step up to another. In:
+what a method decided. Out: `rules(step)`, the Rule of each attention layer.
 
 Rows of the UNet's batch while a pair is edited: 0, 1 unconditional source, target; 2, 3 conditional source, target.
 Only row 3 is ever edited.
@@ -25,6 +25,9 @@ SOURCE, TARGET = 2, 3
 SELF_RULE = Rule(q_rows=(0, 1, SOURCE, SOURCE), k_rows=(0, 1, SOURCE, SOURCE), v_rows=None, edits=())
 
 
+Window = tuple[int, int]  # the steps from the first up to the second, which is not in it
+
+
 @dataclass(frozen=True)
 class Plan:
     """The edit of one prompt pair over one run; Plan() changes nothing. T is the model's context length."""
@@ -32,26 +35,28 @@ class Plan:
     cross_sites: tuple[str, ...] = ()  # layers that follow the token schedule
     self_sites: tuple[str, ...] = ()  # layers whose self-attention is injected
     columns: Tensor | None = None  # R [T, T] float32, source column -> target column
-    pinned: tuple[int, ...] = ()  # [T] steps for which token j reads its source column
+    pinned: tuple[Window, ...] = ()  # [T] steps for which token j reads its source column
     gated: tuple[bool, ...] = ()  # [T] whether token j is blended afterwards
     gates: Mapping[str, Gate] = field(default_factory=dict)  # by site; empty: gated tokens are plain
     weights: tuple[float, ...] = ()  # [T] factors of the columns; empty: none
-    weight_steps: int = 0  # steps for which the factors hold
-    self_steps: int = 0
+    weighted: tuple[Window, ...] = ()  # [T] steps for which token j has its factor
+    self_steps: Window = (0, 0)
     words: tuple[WordPlan, ...] = ()
     notes: tuple[str, ...] = ()
 
     def rules(self, step: int) -> dict[str, Rule]:
         """The rules of step 0, 1 ... by site name; a site without one is left alone."""
-        rules = {name: SELF_RULE for name in self.self_sites} if step < self.self_steps else {}
-        pin = torch.tensor([float(step < end) for end in self.pinned])
-        blend = torch.tensor([float(step >= end and gate) for end, gate in zip(self.pinned, self.gated, strict=True)])
+        rules = {name: SELF_RULE for name in self.self_sites} if _in(step, self.self_steps) else {}
+        pin = torch.tensor([float(_in(step, window)) for window in self.pinned])
+        over = (step >= end and gate for (_, end), gate in zip(self.pinned, self.gated, strict=True))
+        blend = torch.tensor([float(each) for each in over])
         if not self.gates:
             blend = torch.zeros_like(blend)
         own = 1 - pin - blend
-        weighted = bool(self.weights) and step < self.weight_steps
+        held = zip(self.weights, self.weighted, strict=True)
+        factor = torch.tensor([weight if _in(step, window) else 1.0 for weight, window in held])
+        weighted = bool((factor != 1).any())
         if weighted:
-            factor = torch.tensor(self.weights)
             pin, blend, own = factor * pin, factor * blend, factor * own
         if not (weighted or pin.any() or blend.any()):
             return rules
@@ -69,17 +74,30 @@ class Plan:
         return Way(rules=self.rules, told=lambda: Told(self.words, self.notes))
 
 
+def _in(step: int, window: Window) -> bool:
+    return window[0] <= step < window[1]
+
+
 def unedited(job: Job) -> Way:
     """The target from the source's noise, with no edit; where the prompts are the same words, the source alone."""
-    words = tuple(WordPlan(job.target.words[pair.word].text, pair.kind, 0.0) for pair in job.alignment.pairs)
     same = job.alignment.identical
-    told = Told(words, ("the prompts are the same words: the edit is the source",) if same else ())
+    told = Told(unscheduled(job), ("the prompts are the same words: the edit is the source",) if same else ())
     return Way(prompts=(job.source.text,) if same else (), told=lambda: told)
+
+
+def unscheduled(job: Job) -> tuple[WordPlan, ...]:
+    """The words of the target prompt, none of which ever reads the source's attention."""
+    return tuple(WordPlan(job.target.words[pair.word].text, pair.kind, 0.0) for pair in job.alignment.pairs)
 
 
 def map_side(site: Site, config: Config) -> int:
     """Side of a layer's attention map at the size the model was trained for, in pixels of that map."""
     return -(-config.latent_size // site.stride)
+
+
+def map_shape(site: Site, latent: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a layer's map, for latents of this shape: halved, and rounded up, at each level."""
+    return -(-latent[0] // site.stride), -(-latent[1] // site.stride)
 
 
 def cross_sites(sites: Sequence[Site]) -> tuple[str, ...]:

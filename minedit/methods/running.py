@@ -99,10 +99,10 @@ def plan(
         cross_sites=cross_sites(model.unet.sites),
         self_sites=injected_sites(model.unet.sites, model.config),
         columns=columns.to(model.device),
-        pinned=per_token(target, [first_steps(t, steps) for t in tau], first_steps(rest, steps)),
+        pinned=per_token(target, [(0, first_steps(t, steps)) for t in tau], (0, first_steps(rest, steps))),
         gated=tuple(bool(has) or gated for has in has_source),
         gates=gates,
-        self_steps=first_steps(sigma, steps),
+        self_steps=(0, first_steps(sigma, steps)),
         words=tuple(WordPlan(target.words[p.word].text, p.kind, t) for p, t in zip(alignment.pairs, tau, strict=True)),
         notes=tuple(notes),
     )

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minedit.attention.rules import Gate, Seen, Site
+from minedit.attention.rules import Gate, Seen
 from minedit.config import MineditError
 from minedit.methods import Way
-from minedit.methods.plan import map_side
+from minedit.methods.plan import map_shape, map_side
 from minedit.sampling.loop import Run
 from minedit.settings import Settings
 from minedit.stack.model import Model
@@ -163,11 +163,11 @@ def statistics(
     visual = [name for name in at_map_size if sites[name].place == "up"] or at_map_size
     words = embeddings(maps * masks, seen[visual[-1]][1], settings.centre)  # [W, C]
     similarity = tuple((words @ key_embedding(words[list(key_words)])).tolist())
-    whole = maps.unflatten(1, _map_shape(sites[at_map_size[0]], latent))
+    whole = maps.unflatten(1, map_shape(sites[at_map_size[0]], latent))
     key_maps = (whole * masks.view_as(whole) if settings.mask else whole)[list(key_words)]
     keys = {}
     for name, site in sites.items() if settings.dps else ():
-        at_site = resized(key_maps, _map_shape(site, latent))
+        at_site = resized(key_maps, map_shape(site, latent))
         keys[name] = key_embedding(embeddings(at_site, seen[name][1], settings.centre)).float().cpu()
     return Statistics(
         prompt=prompt.text,
@@ -186,16 +186,11 @@ def spatial(
     model: Model, gates: Mapping[str, Gate], step: int, hidden: Mapping[str, Tensor], latent: tuple[int, int]
 ) -> tuple[Spatial, ...]:
     """S of each gated layer from the target row's hidden states [N, C] at one step of the edit; latent: its shape."""
-    shape = {site.name: _map_shape(site, latent) for site in model.unet.sites}
+    shape = {site.name: map_shape(site, latent) for site in model.unet.sites}
     return tuple(
         Spatial(name, step, replace(gates[name], scale=1.0).weights(found).cpu().view(shape[name]))
         for name, found in hidden.items()
     )
-
-
-def _map_shape(site: Site, latent: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a layer's map, for latents of this shape: halved, and rounded up, at each level."""
-    return -(-latent[0] // site.stride), -(-latent[1] // site.stride)
 
 
 def measure(

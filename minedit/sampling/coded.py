@@ -18,6 +18,7 @@ def pictures(model: Model, latents: Tensor) -> tuple[list[Image], tuple[str, ...
     A decoder that overflows in half precision decodes once more in float32, which is noted. Raises MineditError where
     that does not help.
     """
+    model.check_files()
     images, notes = model.vae.decode(latents.to(model.device, model.dtype)), ()
     if model.dtype != torch.float32 and not images.isfinite().all():
         images = copy.deepcopy(model.vae).float().decode(latents.to(model.device))
@@ -34,6 +35,7 @@ def encode(model: Model, image: Image) -> Tensor:
     The mean of the posterior, as inversions take it; of an encoder that overflows in half precision, that in float32.
     Raises MineditError.
     """
+    model.check_files()
     pixels = to_tensor(image).to(model.device)
     moments = model.vae.encode(pixels.to(model.dtype))
     if model.dtype != torch.float32 and not moments.isfinite().all():

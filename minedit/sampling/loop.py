@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minedit.attention.rules import Attn, Rule, Seen
 from minedit.config import MineditError
-from minedit.sampling import ddim
+from minedit.sampling import ddim, lcm
 from minedit.sampling.coded import overflow
 from minedit.sampling.guidance import two_way
 from minedit.sampling.memory import check_memory
@@ -100,19 +100,23 @@ def sample(
     """
     if predict is None and context.shape[0] != 2 * latents.shape[0]:
         raise ValueError(f"context has {context.shape[0]} rows for {latents.shape[0]} latents, expected twice as many")
-    if eta > 0 and len(seeds) != len(latents):
+    if (eta > 0 or model.config.unet.guidance_dim) and len(seeds) != len(latents):
         raise ValueError(f"eta is {eta}: expected one seed for each of {len(latents)} rows, found {len(seeds)}")
     if not 0 <= first < steps:
         raise MineditError(f"the run begins at step {first}, expected one of its {steps}: nothing is left to draw")
-    draw = _step_noise(seeds, latents) if eta > 0 else lambda: None
-    predict = predict or guided(model, guidance)
+    consistent = model.config.unet.guidance_dim > 0
+    draw = _step_noise(seeds, latents) if eta > 0 or consistent else lambda: None
+    predict = predict or (lcm.conditional if consistent else guided)(model, guidance)
     context = context.to(model.dtype)
     latents, largest = latents.float(), []
-    for index, (t, t_prev) in list(enumerate(ddim.schedule(steps)))[first:]:
+    for index, (t, t_prev) in list(enumerate((lcm if consistent else ddim).schedule(steps)))[first:]:
         watch = observe(index) if observe else {}
         attn = Attn(attend=model.attend, rules=rules(index) if rules else {}, watch=watch, seen={})
         eps = predict(latents, index, t, attn, context)
-        latents, x0 = ddim.step(latents, eps, t, t_prev, eta, draw())
+        if consistent:
+            latents, x0 = lcm.step(latents, eps, t, t_prev, draw())
+        else:
+            latents, x0 = ddim.step(latents, eps, t, t_prev, eta, draw())
         largest.append(latents.abs().amax())  # NaN if one is
         if index + 1 == steps or not _waits(latents):
             flags = torch.stack(largest).isfinite().tolist()
@@ -168,12 +172,16 @@ class Run(Numbers):
     """A sampling run."""
 
     def fits(self, sd: Model, rows: int) -> None:
-        """Raises MineditError where height or width is no whole number of latents, or `rows` pictures are too large."""
+        """Raises MineditError where height or width is no whole number of latents, or `rows` pictures are too large.
+
+        And where a file that the weights stay in was written to since the model was loaded.
+        """
         multiple = sd.config.vae.factor
         for name, side in (("height", self.height), ("width", self.width)):
             whole = isinstance(side, Integral) and not isinstance(side, bool)
             if side is not None and (not whole or side < 1 or side % multiple):
                 raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
+        sd.check_files()
         check_memory(sd, rows, *(side or sd.config.image_size for side in (self.height, self.width)))
 
     @torch.inference_mode()
@@ -202,6 +210,8 @@ class Run(Numbers):
             raise MineditError(
                 f"{fault}; expected a model that reads {sd.config.vae.z_channels}, as Stable Diffusion v1"
             )
+        if predict or begin is not None or self.eta:
+            lcm.refuse(sd, "eta" if self.eta else "this method")
         self.fits(sd, len(seeds))
         latents = start(sd, seeds, self.height, self.width) if begin is None else begin.expand(len(seeds), -1, -1, -1)
         hooks = first, torch.inference_mode(False)(after) if after else None, predict

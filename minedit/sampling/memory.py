@@ -9,7 +9,7 @@ import torch
 from minedit.config import MineditError
 from minedit.stack.model import Model
 
-UNET, VAE = 30, 4  # activations of their largest kind that are held at once; measured, as in tests/test_memory.py
+UNET, VAE, EAGER = 34, 4, 3  # activations of their largest kind that are held at once; benchmarks/memory.py
 
 
 def check_memory(sd: Model, rows: int, height: int, width: int) -> None:
@@ -23,15 +23,24 @@ def check_memory(sd: Model, rows: int, height: int, width: int) -> None:
 
 def needed(sd: Model, rows: int, height: int, width: int) -> int:
     """Bytes beside the weights: the most that the UNet or the decoder holds at once, about."""
-    size, pixels = sd.dtype.itemsize, height * width
-    latents = pixels // sd.config.vae.factor**2
+    return max(of_unet(sd, rows, height, width), of_decoder(sd, rows, height, width))
+
+
+def of_unet(sd: Model, rows: int, height: int, width: int) -> int:
+    """Of `rows` pictures, each with and without its prompt; and of one convolution's weights, in another order."""
+    size, latents = sd.dtype.itemsize, height * width // sd.config.vae.factor**2
     unet = UNET * 2 * rows * latents * sd.config.unet.channels[0] * size
     if sd.attention == "eager" and sd.config.unet.attention[0]:
-        unet += 2 * 2 * rows * sd.config.unet.heads * latents**2 * 4
+        unet += EAGER * 2 * rows * sd.config.unet.heads * latents**2 * 4
+    return unet + max(weight.numel() for weight in sd.unet.parameters()) * size
+
+
+def of_decoder(sd: Model, rows: int, height: int, width: int) -> int:
+    size, pixels = sd.dtype.itemsize, height * width
     decoder = VAE * rows * pixels * max(sd.config.vae.channels[:2]) * size
     if sd.device.type == "cpu":  # its attention has all scores at once there, and their softmax
-        decoder = max(decoder, 2 * rows * latents**2 * size)
-    return max(unet, decoder)
+        decoder = max(decoder, 2 * rows * (pixels // sd.config.vae.factor**2) ** 2 * size)
+    return decoder
 
 
 def free(device: torch.device) -> int | None:

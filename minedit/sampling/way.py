@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,15 +70,18 @@ class Job:
     tick: Ticks  # to be called after each step of a pass of one's own, whose steps are added to `tick.total` before
     photo: Photo | None = None
     found: Way | None = None  # what the inversion of the photo found, for a method to look at; the run goes on from it
+    methods: Mapping[str, type] = field(default_factory=dict)  # all by name, for one that takes the rules of another
+    drawn: dict[str, Tensor] = field(default_factory=dict)  # what jobs of one source, seed and run draw but once
 
     def picture(self) -> Tensor:
         """The source's latents [1, 4, h, w]: the photo's, or those of a run of its own."""
         if self.photo:
             return self.photo.latents
-        self.tick.total += self.run.steps
-        for step in self.run(self.sd, [self.source.text], [self.seed], self.tick):
-            latents = step.latents
-        return latents
+        if "picture" not in self.drawn:
+            self.tick.total += self.run.steps
+            for step in self.run(self.sd, [self.source.text], [self.seed], self.tick):
+                self.drawn["picture"] = step.latents
+        return self.drawn["picture"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 Read in this order:
 ```
 threads.py   how many threads, beside other programs
+cpu.py       what this CPU is good at
 winograd.py  3×3 convolutions with fewer products, for a CPU
+packed.py    convolutions whose filters are laid out once, for a CPU
 graphs.py    a step of the UNet recorded on a CUDA GPU and replayed
 fused.py     GroupNorm and what stands around it, GEGLU: Triton kernels
 layers.py    the layers of a UNet and a VAE by those

@@ -4,6 +4,7 @@ Read in this order:
 ```
 tokens.py  prompt → token ids; word → tokens; the alignment of two prompts
 text.py    token ids → embeddings, through transformers' CLIP
+times.py   a timestep as the UNet is told it
 unet.py    the noise predictor
 vae.py     the autoencoder
 model.py   what a loaded model is

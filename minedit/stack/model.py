@@ -25,10 +25,16 @@ class Model:
     attention: str  # the name it was asked for by
     device: torch.device
     dtype: torch.dtype
-    lora: tuple[tuple[str, float], ...] = ()  # the files merged into it, each with its scale; see files/lora.py
+    lora: tuple[tuple[str, float, str], ...] = ()  # merged into it: file, scale, a short hash; see files/lora.py
     notes: tuple[str, ...] = ()  # what was chosen while loading it that its user should know, a line each
 
     weights: str = ""  # a short hash of those it was loaded with, LoRAs aside; empty where it was not loaded
+    kept: tuple = ()  # files that its weights stay in, which must not change: files/stored.py's Kept
+
+    def check_files(self) -> None:
+        """Raises MineditError where a file that its weights stay in was written to since it was loaded."""
+        for file in self.kept:
+            file.check()
 
     @property
     def fast(self) -> bool:

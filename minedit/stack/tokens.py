@@ -162,6 +162,12 @@ def align(source: Prompt, target: Prompt) -> Alignment:
     return Alignment(tuple(pairs), tuple(removed))
 
 
+def by_position(source: Prompt, target: Prompt) -> Alignment:
+    """The alignment of prompts of as many words in which each word stands for the one in its place."""
+    same = (old.text.lower() == new.text.lower() for old, new in zip(source.words, target.words, strict=True))
+    return Alignment(tuple(WordPair(i, "kept" if each else "replaced", (i,)) for i, each in enumerate(same)), ())
+
+
 def column_map(source: Prompt, target: Prompt, alignment: Alignment, spread: str = "mean") -> tuple[Tensor, Tensor]:
     """R [T,T] float32 with P_s @ R in the target's token order, and has_source [T] bool.
 

@@ -6,23 +6,14 @@ arXiv:2112.10752), `ldm/modules/diffusionmodules/openaimodel.py` and `ldm/module
 torch's GroupNorm and LayerNorm accumulate in float32 whatever the dtype of their input.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minedit.attention.rules import Attn, Seen, Site
+from minedit.attention.rules import Attn, Seen, Site, branch
 from minedit.attention.sdpa import sdpa
 from minedit.config import MineditError, UNetConfig
-
-
-def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Timesteps [B] -> [B,dim] float32: cosines, then sines, of dim/2 frequencies from 1 down to 1/10000."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
-    angles = t.float()[:, None] * frequencies  # [B, dim/2]
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+from minedit.stack.times import TimeEmbed
 
 
 def _zero(layer: nn.Module) -> nn.Module:
@@ -53,7 +44,7 @@ class CrossAttention(nn.Module):
         q, k, v = map(self._heads, projected)
         rule = attn.rules.get(self.site.name)
         if rule is not None:
-            rule = rule.resolve(x)
+            rule = rule.resolve(x, attn.seen)
         attend = attn.attend or sdpa
         wanted = attn.watch.get(self.site.name)
         out, columns = attend(q, k, v, rule, columns=True) if wanted else (attend(q, k, v, rule), None)
@@ -124,11 +115,11 @@ class SpatialTransformer(nn.Module):
         self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor, attn: Attn) -> Tensor:
-        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # [B, N, C]
+        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()  # [B, N, C], laid out once for all norms
         for block in self.transformer_blocks:
             h = block(h, context, attn)
         h = h.transpose(1, 2).unflatten(2, x.shape[2:])  # [B, C, h, w]
-        return x + self.proj_out(h)
+        return x + self.proj_out(h.contiguous() if x.is_contiguous() else h)
 
 
 class ResBlock(nn.Module):
@@ -142,9 +133,9 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(nn.GroupNorm(groups, c_out), nn.SiLU(), nn.Identity(), last)
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, attn: Attn) -> Tensor:
         h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        return self.skip_connection(x) + branch(self.out_layers(h), attn.rules.get(self.name))
 
 
 class Downsample(nn.Module):
@@ -175,7 +166,7 @@ class Block(nn.Sequential):
     def forward(self, x: Tensor, emb: Tensor, context: Tensor, attn: Attn, size: torch.Size) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, emb)
+                x = layer(x, emb, attn)
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context, attn)
             elif isinstance(layer, Upsample):
@@ -196,7 +187,7 @@ class UNet(nn.Module):
         self.cfg = cfg
         c, groups = cfg.channels[0], cfg.norm_groups
         emb = 4 * c
-        self.time_embed = nn.Sequential(nn.Linear(c, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.time_embed = TimeEmbed(c, cfg.guidance_dim)
         self.input_blocks = nn.ModuleList([Block(nn.Conv2d(cfg.in_channels, c, 3, padding=1))])
         skips = [c]  # widths of what the way down hands to the way up
         for level, width in enumerate(cfg.channels):
@@ -231,14 +222,17 @@ class UNet(nn.Module):
         last = _zero(nn.Conv2d(c, cfg.out_channels, 3, padding=1))
         self.out = nn.Sequential(nn.GroupNorm(groups, c), nn.SiLU(), last)
         self.sites: tuple[Site, ...] = tuple(m.site for m in self.modules() if isinstance(m, CrossAttention))
+        for name, module in self.named_modules():
+            module.name = name  # by which a Rule is a ResBlock's
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None) -> Tensor:
         """x [B,4,h,w], timesteps t [B] in 0 … 999, text [B,T,context_dim] -> predicted noise [B,4,h,w].
 
+        t: [B,2], with the guidance scale in the second column, where `cfg.guidance_dim` is not 0.
         Any h and w: the way up makes each map as large as that of the way down, an odd one too, as diffusers does.
         """
         attn = attn or Attn()
-        emb = self.time_embed(timestep_embedding(t, self.cfg.channels[0]).to(self.time_embed[0].weight.dtype))
+        emb = self.time_embed(t)
         skips = []
         for block in self.input_blocks:
             x = block(x, emb, context, attn, x.shape[2:])

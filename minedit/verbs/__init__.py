@@ -7,6 +7,7 @@ Read in this order:
 ```
 results.py    what is given back: pictures, their settings, notes
 asked.py      arguments, checked
+counted.py    what an edit costs
 generate.py
 edit.py
 ```

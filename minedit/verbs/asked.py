@@ -9,9 +9,11 @@ from torch import Tensor
 
 from minedit import photo as photos
 from minedit.config import MineditError, shown
+from minedit.sampling import lcm
 from minedit.sampling.coded import encode
 from minedit.sampling.loop import Run, Step
 from minedit.sampling.way import Photo
+from minedit.settings import Settings
 from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt
 
@@ -21,6 +23,18 @@ OnStep = Callable[[Step], None]
 def check_model(sd: object) -> None:
     if not isinstance(sd, Model):
         raise MineditError(f"the model is {shown(repr(sd), 60)}, expected what minedit.load returns")
+
+
+def check_reads(sd: Model, method: str, settings: Settings, image: bool) -> None:
+    """Raises MineditError for a model whose UNet has not the method's input channels, and where these lack a photo."""
+    reads, plain, shows = sd.config.unet.in_channels, sd.config.vae.z_channels, getattr(settings, "reads_photo", False)
+    needs = 2 * plain if shows else plain
+    if reads != needs:
+        found = f"{sd.config.name} reads {reads} channels{', a photo among them' * (reads > plain)}"
+        kind = "Stable Diffusion v1" if needs == plain else "InstructPix2Pix's, which reads a photo beside the latents"
+        raise MineditError(f"{found}; {method} needs a model that reads {needs}, as {kind}: --model FILE")
+    if shows and not image:
+        raise MineditError(f"{method} edits photographs, and draws none of a prompt; give one: --image FILE, image=")
 
 
 def read_prompt(sd: Model, text: str, empty: bool = False) -> Prompt:
@@ -34,6 +48,7 @@ def read_prompt(sd: Model, text: str, empty: bool = False) -> Prompt:
 
 def read_photo(sd: Model, image: Image | Tensor, run: Run) -> tuple[Photo, Run]:
     """What is to be edited, and the run in its size. Raises MineditError."""
+    lcm.refuse(sd, "the edit of a photograph")
     factor, channels = sd.config.vae.factor, sd.config.vae.z_channels
     if isinstance(image, Tensor):
         if image.ndim != 4 or image.shape[:2] != (1, channels) or not image.is_floating_point():

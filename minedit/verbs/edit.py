@@ -19,7 +19,8 @@ from minedit.sampling.way import Job, Way
 from minedit.settings import Settings
 from minedit.stack.model import Model
 from minedit.stack.tokens import align
-from minedit.verbs.asked import OnStep, check_model, read_photo, read_prompt
+from minedit.verbs.asked import OnStep, check_model, check_reads, read_photo, read_prompt
+from minedit.verbs.counted import counted
 from minedit.verbs.results import EditResult, change, reading, record, redrawn
 
 
@@ -91,45 +92,52 @@ def edits(
     if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
         raise MineditError(f"targets is {shown(repr(targets), 60)}, expected a list of prompts")
     wanted = [_wanted(each, method, settings, overrides, image is not None, inversion) for each in targets]
+    for each in wanted:
+        check_reads(sd, each.method, each.chosen, image is not None)
     run, seed = Run(steps, guidance, eta, height, width, negative_prompt), SEED.check("seed", seed)
     photo, run = read_photo(sd, image, run) if image is not None else (None, run)
     prompt, tick = read_prompt(sd, source, empty=photo is not None), Ticks(progress, run.steps)
     aims = [read_prompt(sd, each.target) for each in wanted]
-    jobs = [Job(sd, prompt, aim, align(prompt, aim), seed, run, tick, photo) for aim in aims]
-    found = {each.inverse: each.inverse.prepare(job) for each, job in zip(wanted, jobs, strict=True) if each.inverse}
-    jobs = [replace(job, found=found.get(each.inverse)) for each, job in zip(wanted, jobs, strict=True)]
-    ways = [each.chosen.prepare(job) for each, job in zip(wanted, jobs, strict=True)]
-    results: dict[int, EditResult] = {}
-    batches = _batches(ways, wanted)
-    tick.total += sum(run.steps - way.first for way, _ in batches) - run.steps
-    for batch, members in batches:
-        batch = batch.on(jobs[members[0]].found) if jobs[members[0]].found else batch
-        prompts = batch.prompts or (source, *(wanted[at].target for at in members))
-        hooks = batch.rules, batch.watch, batch.start, batch.first, batch.after, batch.predict
-        for step in run(sd, prompts, [seed] * len(prompts), tick, *hooks):
-            latents = step.latents
-            if on_step:
-                on_step(step)
-        if batch.source is not None:
-            latents = torch.cat([batch.source.to(latents), latents])
-        latents = latents.cpu() / sd.config.latent_scale
-        images, decoding = pictures(sd, latents)
-        for at, row in zip(members, range(len(images) - len(members), len(images)), strict=True):
-            told = ways[at].on(jobs[at].found).told() if jobs[at].found else ways[at].told()
-            pair = images[:1] if row == 0 else [images[0], images[row]]
-            read = reading(sd, (prompt, aims[at]))
-            made = wanted[at].method, seed, run, wanted[at].chosen, photo and photo.digest, wanted[at].inverse
-            results[at] = EditResult(
-                source=images[0],
-                edited=images[row].copy(),
-                source_latent=latents[:1],
-                edited_latent=latents[row : row + 1].clone(),
-                words=told.words,
-                notes=(*told.notes, *redrawn(photo, images[0]), *change(pair), *read, *decoding),
-                settings=record(sd, source, wanted[at].target, *made),
-                seconds=time.perf_counter() - began,
-                statistics=told.statistics,
-            )
+    shared = {"photo": photo, "methods": METHODS, "drawn": {}}
+    jobs = [Job(sd, prompt, aim, align(prompt, aim), seed, run, tick, **shared) for aim in aims]
+    with counted(sd.unet) as rows:
+        found = {
+            each.inverse: each.inverse.prepare(job) for each, job in zip(wanted, jobs, strict=True) if each.inverse
+        }
+        jobs = [replace(job, found=found.get(each.inverse)) for each, job in zip(wanted, jobs, strict=True)]
+        ways = [each.chosen.prepare(job) for each, job in zip(wanted, jobs, strict=True)]
+        results: dict[int, EditResult] = {}
+        batches = _batches(ways, wanted)
+        tick.total += sum(run.steps - way.first for way, _ in batches) - run.steps
+        for batch, members in batches:
+            batch = batch.on(jobs[members[0]].found) if jobs[members[0]].found else batch
+            prompts = batch.prompts or (source, *(wanted[at].target for at in members))
+            hooks = batch.rules, batch.watch, batch.start, batch.first, batch.after, batch.predict
+            for step in run(sd, prompts, [seed] * len(prompts), tick, *hooks):
+                latents = step.latents
+                if on_step:
+                    on_step(step)
+            if batch.source is not None:
+                latents = torch.cat([batch.source.to(latents), latents])
+            latents = latents.cpu() / sd.config.latent_scale
+            images, decoding = pictures(sd, latents)
+            for at, row in zip(members, range(len(images) - len(members), len(images)), strict=True):
+                told = ways[at].on(jobs[at].found).told() if jobs[at].found else ways[at].told()
+                pair = images[:1] if row == 0 else [images[0], images[row]]
+                read = reading(sd, (prompt, aims[at]))
+                made = wanted[at].method, seed, run, wanted[at].chosen, photo and photo.digest, wanted[at].inverse
+                results[at] = EditResult(
+                    source=images[0],
+                    edited=images[row].copy(),
+                    source_latent=latents[:1],
+                    edited_latent=latents[row : row + 1].clone(),
+                    words=told.words,
+                    notes=(*told.notes, *redrawn(photo, images[0]), *change(pair), *read, *decoding),
+                    settings=record(sd, source, wanted[at].target, *made),
+                    seconds=time.perf_counter() - began,
+                    rows=sum(rows),
+                    statistics=told.statistics,
+                )
     return [results[at] for at in range(len(wanted))]
 
 

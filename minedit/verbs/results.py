@@ -42,7 +42,8 @@ class EditResult:
     words: tuple[WordPlan, ...]  # of the target prompt: text, kind, tau
     notes: tuple[str, ...]  # what a reader should know of how the edit was decided, a sentence each
     settings: dict  # JSON values: model, its hash, dtype, attention; the arguments of `edit` that make this again
-    seconds: float
+    seconds: float  # since the call began, as are the rows
+    rows: int  # of the UNet, forward, in all passes
     statistics: object  # what the method measured, such as `wordmaps.Statistics`; None where it needs none
 
     def __repr__(self) -> str:

@@ -29,6 +29,7 @@ VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "p
 def unet_names(cfg: UNetConfig) -> dict[str, str]:
     """Name of a layer or block in LDM's UNet -> in diffusers'."""
     table = {
+        "time_embed.cond_proj": "time_embedding.cond_proj",
         "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2",
         "input_blocks.0.0": "conv_in",
@@ -107,6 +108,7 @@ def unet(cfg: UNetConfig, state: Mapping[str, Tensor]) -> UNet2DConditionModel:
             out_channels=cfg.out_channels,
             block_out_channels=cfg.channels,
             layers_per_block=cfg.blocks,
+            time_cond_proj_dim=cfg.guidance_dim or None,
             mid_block_type="UNetMidBlock2DCrossAttn" if cfg.middle else None,
             down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in cfg.attention],
             up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(cfg.attention)],

@@ -17,20 +17,24 @@ from torch import Tensor, nn
 
 pytest.importorskip("diffusers", reason="only `make parity` installs diffusers")
 import oracles  # noqa: E402
+from diffusers import LatentConsistencyModelPipeline, LCMScheduler  # noqa: E402
 
 from minedit.attention.sdpa import sdpa  # noqa: E402
 from minedit.config import IP2P, PICTUREBOOK, SD14, Config  # noqa: E402
 from minedit.files import formats  # noqa: E402
 from minedit.files.counted import counted  # noqa: E402
 from minedit.files.layouts import recognise  # noqa: E402
+from minedit.sampling import ddim  # noqa: E402
 from minedit.sampling.loop import sample  # noqa: E402
-from minedit.speed.fast import spare_products  # noqa: E402
+from minedit.speed import packed  # noqa: E402
+from minedit.speed.fast import pack, spare_products  # noqa: E402
 from minedit.stack.text import TextEncoder  # noqa: E402
 from minedit.stack.unet import UNet  # noqa: E402
 from minedit.stack.vae import VAE  # noqa: E402
 
 LIMIT = 1e-5
 FAST_LIMIT = 2e-5  # with `--fast` on a CPU
+BFLOAT16_LIMIT = 1.5  # times diffusers' own error in bfloat16
 NARROW = replace(  # the blocks of SD-v1.4, a tenth as wide
     SD14,
     name="narrow sd-v1.4",
@@ -90,6 +94,29 @@ def test_unet_of_any_shape(config: Config, sides: tuple[int, int]):
     check(f"UNet {config.name}, {sides}, fast", fast, theirs, FAST_LIMIT)
 
 
+@each_config
+@torch.no_grad()
+def test_unet_in_bfloat16(config: Config):
+    """Both against diffusers' in float32 with the same rounded weights: ours rounds no more often than theirs."""
+    module, state = built(UNet, config.unet)
+    state = {name: x.bfloat16() for name, x in state.items()}
+    x = normal("x", 1, config.unet.in_channels, config.latent_size, config.latent_size).bfloat16()
+    context = normal("context", 1, config.text.context_length, config.unet.context_dim).bfloat16()
+    t = torch.tensor([500])
+    exact = oracles.unet(config.unet, {name: x.float() for name, x in state.items()})(x.float(), t, context.float())
+    exact, theirs = exact.sample, oracles.unet(config.unet, state)(x, t, context).sample
+    module.load_state_dict(state, strict=True, assign=True)
+    errors = {"diffusers'": theirs, "ours": module(x, t, context)}
+    if packed.runs(torch.bfloat16):
+        pack(module)
+        errors["ours, fast"] = module(x, t, context)
+    assert all(out.dtype == torch.bfloat16 for out in errors.values())
+    errors = {name: ((out.float() - exact).norm() / exact.norm()).item() for name, out in errors.items()}
+    print(f"\nUNet {config.name}, bfloat16:", ", ".join(f"{name} {error:.2e}" for name, error in errors.items()))
+    limit = BFLOAT16_LIMIT * errors.pop("diffusers'")
+    assert 0 < min(errors.values()) and max(errors.values()) <= limit < 0.1
+
+
 @pytest.mark.parametrize("config", [TINY, SD14], ids=lambda config: config.name)
 def test_norms_guard_against_zero_alike(config: Config):
     """1e-5 or 1e-6 changes outputs by less than LIMIT; with real weights' quiet channels it shows."""
@@ -140,6 +167,28 @@ def test_unet_of_instruct_pix2pix():
     unet = replace(TINY.unet, in_channels=IP2P.unet.in_channels)
     ours, _, theirs = unets(replace(TINY, unet=unet), 2)
     check("UNet of 8 input channels", ours, theirs)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+@torch.no_grad()
+def test_steps_of_a_latent_consistency_model(steps: int):
+    """diffusers' scheduler, embedding of the guidance scale and UNet, on the same draws of noise."""
+    config = replace(NARROW, unet=replace(NARROW.unet, guidance_dim=256))
+    module, state = built(UNet, config.unet)
+    model = SimpleNamespace(unet=module, config=config, attend=sdpa, dtype=torch.float32)
+    context, x = normal("context", 2, 77, 64), ddim.noise(5, 16, 16)
+    *_, ours = sample(model, x, context, steps=steps, guidance=8.0, seeds=[5])
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler, generator = LCMScheduler(**betas, clip_sample=False), torch.Generator().manual_seed(5)
+    theirs = torch.randn(1, 4, 16, 16, generator=generator)
+    scheduler.set_timesteps(steps)
+    told = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([8.0 - 1]), 256)
+    unet = oracles.unet(config.unet, state)
+    for t in scheduler.timesteps:
+        eps = unet(theirs, t, context[1:], timestep_cond=told).sample
+        theirs, guess = scheduler.step(eps, t, theirs, generator=generator, return_dict=False)
+    check(f"{steps} steps of a latent consistency model", ours.latents, guess, 1e-4)
 
 
 @each_config

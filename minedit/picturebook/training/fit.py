@@ -28,6 +28,7 @@ from minedit.picturebook.training.log import forget, log
 from minedit.picturebook.training.muon import Muon
 from minedit.picturebook.training.workers import add_up, worker, workers
 from minedit.picturebook.world.draw import stream
+from minedit.speed import cpu
 
 Loss = Callable[[int], dict[str, Tensor]]  # step -> named scalars; "loss" is minimised, all are logged
 Told = dict[str, float | str]  # what a run is, beside its weights
@@ -61,9 +62,14 @@ class Training:
         A CPU without bfloat16 instructions emulates them: the UNet then takes twice the time of float32.
         """
         device = torch.device(self.device).type
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none: then float32
-        slow = device == "cpu" and not capabilities.get("avx512_bf16")
-        return torch.autocast(device, torch.bfloat16, enabled=not slow)
+        return torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or bool(cpu.this().bfloat16))
+
+    def told(self) -> str:
+        """What it computes on, and in which dtype."""
+        device = torch.device(self.device)
+        if device.type != "cpu":
+            return f"{device}, bfloat16"
+        return f"cpu, bfloat16 ({how})" if (how := cpu.this().bfloat16) else "cpu, float32, the faster here"
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
@@ -126,6 +132,8 @@ def fit(
     totals: dict[str, float] = {}
     tick, logged = time.monotonic(), start
     first = worker() == 0  # which alone reports and saves
+    if first:
+        print(f"{name}: {run.told()}")
     bar = tqdm(range(start, run.steps), initial=start, total=run.steps, desc=name, mininterval=5, disable=not first)
     for step in bar:
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):

@@ -1,11 +1,30 @@
 """Several processes, started by `torchrun`, that train one module together: each on data of its own."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+@contextmanager
+def together(backend: str) -> Iterator[None]:
+    """Inside the block the processes that `torchrun` started, if it did, know of each other.
+
+    They part before Python ends: a thread of gloo that then still lets go of a tensor ends its process (SIGABRT).
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield
+        return
+    import torch.distributed.nn  # noqa: F401 - later, its functions would keep the processes' group as a default
+
+    dist.init_process_group(backend)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def worker() -> int:

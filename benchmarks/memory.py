@@ -1,0 +1,70 @@
+"""What a picture of Stable Diffusion v1's size takes beside the weights, measured, and what sampling/memory.py expects.
+
+    python benchmarks/memory.py ATTENTION SIDE ROWS     on a CPU of Linux, in float32; weights are zero, none are needed
+
+A step of the UNet (with and without the prompt), then the decoder: the peak of anonymous memory, as /proc has it.
+"""
+
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from minedit.attention.choose import backend
+from minedit.attention.rules import Attn
+from minedit.config import SD14
+from minedit.sampling import memory
+from minedit.sampling.loop import guided
+from minedit.stack.model import Model
+from minedit.stack.unet import UNet
+from minedit.stack.vae import VAE
+
+EVERY = 0.004  # seconds
+
+
+def held() -> int:
+    return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def peak(work) -> int:
+    """Bytes that `work` takes at most."""
+    before, tops, done = held(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            tops[0] = max(tops[0], held())
+            time.sleep(EVERY)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    work()
+    done.set()
+    thread.join()
+    return tops[0] - before
+
+
+@torch.inference_mode()
+def main(attention: str, side: int, rows: int) -> None:
+    parts = []
+    for kind, config in ((UNet, SD14.unet), (VAE, SD14.vae)):
+        with torch.device("meta"):
+            part = kind(config)
+        parts.append(part.to_empty(device="cpu"))
+        for weight in part.parameters():
+            weight.zero_()
+    attend, device = backend(attention, "cpu"), torch.device("cpu")
+    sd = Model(*parts, None, None, SD14, attend, attention, device, torch.float32)
+    latents = torch.randn(rows, 4, side // SD14.vae.factor, side // SD14.vae.factor)
+    predict = guided(sd, torch.randn(2 * rows, SD14.text.context_length, SD14.text.width), 7.5)
+    attn = Attn(attend=attend, rules={}, watch={}, seen={})
+    works = {"of_unet": lambda: predict(latents, 0, 981, attn), "of_decoder": lambda: sd.vae.decode(latents)}
+    for name, work in works.items():
+        found, expected = peak(work), getattr(memory, name)(sd, rows, side, side)
+        print(f"{attention}, {rows} of {side}x{side}, {name}: {found / 1e6:.0f} MB, expected {expected / 1e6:.0f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
