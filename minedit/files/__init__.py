@@ -16,6 +16,7 @@ lora.py        a LoRA → a model with it merged
 taesd.py       TAESD's file → the network
 torchnames.py  names of number types and devices → torch's
 written.py     tensors → a file
+variant.py     what a variant of a model changes → the variant
 checkpoint.py  weights ↔ a model; nothing is left over, nothing is missing
 ```
 """
