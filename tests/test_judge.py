@@ -11,17 +11,31 @@ from torch import nn
 
 from minedit.config import PICTUREBOOK, MineditError
 from minedit.files.checkpoint import tokenizer
+from minedit.image import to_tensor
 from minedit.picturebook import judge
 from minedit.picturebook.judge import judged, prompts
-from minedit.picturebook.training.train_judge import IGNORED, LABELS, Judge, accuracy, labels, load_judge, save_judge
+from minedit.picturebook.training.train_judge import (
+    IGNORED,
+    Judge,
+    _colours,
+    _where,
+    accuracy,
+    confusion,
+    labels,
+    load_judge,
+    save_judge,
+)
 from minedit.picturebook.world.factors import HELD_OUT, Factors, held_out
+from minedit.picturebook.world.looks import HAIR, SKIN, look
 from minedit.picturebook.world.scene import scene
+from minedit.picturebook.world.shown import HAIRS, LABELS, SKINS, shown
 
 FIGURE, APPLES = Factors("boy", "park", "red", pose="standing"), Factors("apple", "table", "red", count=2)
 
 
 def test_labels_ignore_what_a_subject_has_not():
-    found = labels([FIGURE, APPLES, Factors("bird", "snow", "white", "big", "flying", "night")])
+    own = look(5)
+    found = labels([FIGURE, APPLES, Factors("bird", "snow", "white", "big", "flying", "night")], [5, 6, 7])
     values = {name: [LABELS[name][i] if i >= 0 else i for i in row.tolist()] for name, row in found.items()}
     assert IGNORED == nn.CrossEntropyLoss().ignore_index
     assert values == {
@@ -33,8 +47,48 @@ def test_labels_ignore_what_a_subject_has_not():
         "size": ["medium", "medium", "big"],
         "time": ["day", IGNORED, "night"],
         "held": [None, IGNORED, None],
+        "skin": [SKINS[SKIN.index(own.skin)], IGNORED, IGNORED],
+        "hair": [HAIRS[HAIR.index(own.hair)], IGNORED, IGNORED],
     }
-    assert labels([Factors("cake", "plate")])["colour"].tolist() == [IGNORED]
+    assert labels([Factors("cake", "plate")], [0])["colour"].tolist() == [IGNORED]
+
+
+def pixels(factors, seed):
+    return np.asarray(scene(factors, seed).image)
+
+
+def test_what_does_not_show_is_the_same_picture():
+    """Oracle: the renderer. Several big things are medium ones; the hat of a horse that jumps is above the picture."""
+    for count in (1, 2, 3):
+        sizes = {size: Factors("peach", "table", None, size, count=count) for size in ("small", "medium", "big")}
+        drawn = {size: pixels(f, 3) for size, f in sizes.items()}
+        assert np.array_equal(drawn["medium"], drawn["big"]) == (count > 1)
+        assert not np.array_equal(drawn["medium"], drawn["small"])
+        assert [shown(f, 3)["size"] for f in sizes.values()] == ["small", "medium", "medium" if count > 1 else "big"]
+    for pose in ("jumping", "standing"):
+        hat, bare = (Factors("horse", "snow", "black", "big", pose, held=held) for held in ("hat", None))
+        assert np.array_equal(pixels(hat, 4), pixels(bare, 4)) == (pose == "jumping")
+        assert shown(hat, 4)["held"] == (None if pose == "jumping" else "hat")
+
+
+def test_where_skin_hair_and_things_are():
+    """Oracle: the renderer's mask of the subject, of which skin and hair are parts and what is held is none."""
+    held = [Factors("girl", "beach", "blue", "big", "standing", time, "balloon") for time in ("day", "night", "sunset")]
+    for f, seed in zip([*held, APPLES], range(4), strict=True):
+        drawn = scene(f, seed)
+        found = _where(to_tensor(drawn.image), _colours(f, seed)[None])[0]
+        inside = (found * torch.from_numpy(np.asarray(drawn.mask.reduce(4)) > 0)).sum((1, 2))
+        assert found.sum((1, 2)).tolist() == pytest.approx([0, 0, 0] if f.still else [1, 1, 1], abs=1e-5)
+        assert f.still or (inside[:2].min() > 0.97 and inside[2] < 0.2)
+
+
+def test_skin_and_hair_are_those_in_the_picture():
+    """Oracle: the colours of the renderer's pixels by day, where light leaves them as they are."""
+    for seed in range(12):
+        colours = {tuple(colour) for colour in pixels(FIGURE, seed).reshape(-1, 3)}
+        told = shown(FIGURE, seed)
+        assert [SKINS[SKIN.index(each)] for each in SKIN if each in colours] == [told["skin"]]
+        assert [HAIRS[HAIR.index(each)] for each in HAIR if each in colours] == [told["hair"]]
 
 
 def test_the_judge_reads_labels_and_survives_its_file(tmp_path):
@@ -44,6 +98,7 @@ def test_the_judge_reads_labels_and_survives_its_file(tmp_path):
     for factor, values in LABELS.items():
         read = network.read(images, factor)
         assert len(read) == 3 and set(read) <= set(values)
+        assert read == [each[factor] for each in network.read_all(images)]
         assert torch.allclose(kept(images)[factor], network(images)[factor], atol=0.05)
     with pytest.raises(MineditError, match="no judge at .*; train one with `minedit train judge`"):
         load_judge(tmp_path / "absent")
@@ -57,7 +112,7 @@ class Knows(nn.Module):
         self.factors, self.p = factors, nn.Parameter(torch.zeros(()))
 
     def forward(self, indices):
-        want = labels([self.factors[i] for i in indices.tolist()])
+        want = labels([self.factors[i] for i in indices.tolist()], indices.tolist())
         want["subject"][want["subject"] == LABELS["subject"].index("dog")] = LABELS["subject"].index("cat")
         return {name: nn.functional.one_hot(row.clamp(min=0), len(LABELS[name])) for name, row in want.items()}
 
@@ -66,7 +121,7 @@ class Numbered:
     """Drawings whose pictures are their numbers."""
 
     def __init__(self, factors):
-        self.factors = factors
+        self.factors, self.seeds = factors, range(len(factors))
 
     def __len__(self):
         return len(self.factors)
@@ -81,6 +136,11 @@ def test_accuracy_counts_what_was_asked():
     found = accuracy(Knows(factors), data, 4, batch=3)
     assert found.pop("subject") == 0.75 and set(found.values()) == {1.0}
     assert accuracy(Knows(factors), data, 2)["subject"] == 1.0
+    table = confusion(Knows(factors), data, 4, batch=3)
+    names = LABELS["subject"]
+    read = {(names[a], names[b]): table["subject"][a, b].item() for a, b in table["subject"].nonzero()}
+    assert read == {("boy", "boy"): 2, ("apple", "apple"): 1, ("dog", "cat"): 1}
+    assert table["held"].sum() == 3 and table["skin"].sum() == 2 and table["count"].sum() == 1
 
 
 def test_the_judges_prompts_are_of_held_out_compositions():
@@ -97,7 +157,7 @@ def test_judged_counts_the_factors_that_captions_name(monkeypatch):
     seeds = []
     monkeypatch.setattr(judge, "generate", lambda model, texts, seed, **how: seeds.extend(seed) or blank)
     reader = SimpleNamespace(
-        read=lambda images, factor: [None if factor == "subject" else getattr(f, factor) for f, _ in asked]
+        read_all=lambda images: [{name: getattr(f, name, "?") for name in LABELS} | {"subject": None} for f, _ in asked]
     )
     named = {name: sum(name in said.named for _, said in asked) for name in LABELS}
     expected = {name: (0 if name == "subject" else n, n) for name, n in named.items() if n}

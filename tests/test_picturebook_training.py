@@ -44,9 +44,9 @@ FIGURE, APPLES = Factors("boy", "park", "red", pose="standing"), Factors("apple"
 
 
 class Pictures(list):
-    """What training asks of `Drawings`: a picture [3,H,W] each, and their factors."""
+    """What training asks of `Drawings`: a picture [3,H,W] each, their factors and seeds."""
 
-    factors = [FIGURE, APPLES] * 12
+    factors, seeds = [FIGURE, APPLES] * 12, range(24)
 
     def tensor(self, picked):
         return torch.stack([self[i] for i in picked])
@@ -238,7 +238,7 @@ def test_assemble_writes_a_checkpoint_that_loads(tmp_path, capsys):
         (["vae", "--scenes", "255"], "--scenes: found '255', expected a whole number, 256 or more"),
         (["vae", "--steps", "0"], "--steps: found '0', expected a whole number, 1 or more"),
         (["unet"], "final.safetensors is not there yet; run `minedit train vae` first"),
-        (["judge", "--from", "x"], "found stage judge, expected unet or vae"),
+        (["judge", "--from", "x"], "found stage judge, expected unet, vae or instruct"),
         (["assemble"], "final.safetensors is not there yet; run `minedit train unet` first"),
     ],
 )
@@ -248,9 +248,10 @@ def test_training_says_what_is_missing(arguments, named, tmp_path):
     assert not any(tmp_path.rglob("*.safetensors"))
 
 
-def test_torchrun_takes_the_readmes_command():
+def test_torchrun_takes_the_pages_command():
     """Torchrun reads even the script's options as abbreviations of its own, and refuses those that could be several."""
-    command = re.search(r"torchrun (.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1].replace("\\\n", " ")
+    page = (ROOT / "docs" / "training.md").read_text()
+    command = re.search(r"torchrun (.*?)```", page, re.DOTALL)[1].replace("\\\n", " ")
     told = torch.distributed.run.get_args_parser().parse_args(command.split())
     assert told.nproc_per_node == "2" and told.training_script == "minedit"
     args = train_command._arguments(told.training_script_args[1:])

@@ -173,7 +173,8 @@ def _control(parser: Parser) -> None:
 
 def add_model(parser: Parser) -> None:
     group = parser.add_argument_group("the model")
-    group.add_argument("--model", metavar="PATH", help=".ckpt, .safetensors or diffusers folder; else the embedded one")
+    text = "a .ckpt, .safetensors or diffusers folder, or instruct-pix2pix; else the embedded one"
+    group.add_argument("--model", metavar="PATH", help=text)
     group.add_argument("--vae", metavar="PATH", help="a VAE's file or folder, for a model without one or in its place")
     text = "LoRA to merge, by its scale (1 without); may be given several times"
     group.add_argument("--lora", metavar="FILE[:SCALE]", type=lora, action="append", help=text)

@@ -47,13 +47,15 @@ def main(argv: list[str]) -> int:
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser("minedit train", description=__doc__, formatter_class=Formatter)
-    parser.add_argument("stage", choices=(*STAGES, "all"), help="in this order; assemble writes the checkpoint")
+    stages = "in this order, of which assemble writes the checkpoint; instruct: its variant that follows instructions"
+    parser.add_argument("stage", choices=(*STAGES, "instruct", "all"), help=stages)
     parser.add_argument("--steps", type=number(int, 1, 10**9), help=f"optimiser steps; by stage if not given: {STEPS}")
     scenes = number(int, FEWEST, 10**9)
     parser.add_argument("--scenes", type=scenes, default=24000, help="training scenes to draw, 49 kB each on disk")
-    begun = "go on with this model's UNet, or its decoder (stage vae)"
+    begun = "go on with this model's UNet, its decoder (stage vae), or, of it, a variant (instruct; else the embedded)"
     parser.add_argument("--from", dest="start", metavar="FILE", help=begun)
     parser.add_argument("--warmup", type=number(int, 1, 10**9), default=200, help="steps to the peak learning rate")
+    parser.add_argument("--batch", type=number(int, 1, 4096), default=32, help="stage instruct: rows a step")
     parser.add_argument("--compile", action="store_true", help="stage unet: minutes to compile, then faster steps")
     add_threads(parser)
     parser.add_argument("--device", help="cpu or cuda; else cuda where there is one")
@@ -61,6 +63,6 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=path, default=Path("runs"), help="folder of training state, logs and data")
     parser.add_argument("--out", type=path, default=Path("out/weights"), help="folder of checkpoint, CLIP and judge")
     args = parser.parse_args(argv)
-    if args.start and args.stage not in ("unet", "vae"):
-        raise MineditError(f"--from goes on with a UNet or a decoder; found stage {args.stage}, expected unet or vae")
+    if args.start and args.stage not in ("unet", "vae", "instruct"):
+        raise MineditError(f"--from goes on with a model; found stage {args.stage}, expected unet, vae or instruct")
     return args

@@ -17,6 +17,7 @@ control.py     a ControlNet's file → the network
 taesd.py       TAESD's file → the network
 torchnames.py  names of number types and devices → torch's
 written.py     tensors → a file
+variant.py     what a variant of a model changes → the variant
 checkpoint.py  weights ↔ a model; nothing is left over, nothing is missing
 ```
 """

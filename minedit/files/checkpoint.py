@@ -24,7 +24,8 @@ from minedit.files.stored import Files, fingerprint
 from minedit.files.torchnames import DTYPES as DTYPES
 from minedit.files.torchnames import torch_device, torch_dtype
 from minedit.files.vae import read_vae
-from minedit.files.written import write
+from minedit.files.variant import VARIANTS, vary
+from minedit.files.written import CONFIG_KEY, public, write
 from minedit.speed.fast import fast as lay_out
 from minedit.stack.model import Model
 from minedit.stack.text import TextEncoder
@@ -32,7 +33,6 @@ from minedit.stack.tokens import Tokenizer
 from minedit.stack.unet import UNet
 from minedit.stack.vae import VAE
 
-CONFIG_KEY = "minedit.config"  # in the metadata of a safetensors file: Config.to_json
 # The UNet's tensors whose second size tells models apart: input channels, and the width of the text's embeddings.
 TELLING = ("input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
 
@@ -82,8 +82,9 @@ def load(
     fast: bool = False,
     vae: str | os.PathLike | None = None,
 ) -> Model:
-    """The embedded model, or that of a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
+    """The embedded model, a variant of it, or a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
 
+    path: a file or folder, or the name of a variant, one of `variant.VARIANTS`; None is the embedded model.
     dtype: float32, float16 or bfloat16. attention: see `attention.backend`. lora: files, or files and scales, merged in
     this order (`lora.merge`). fast: made for speed (`fast.fast`). vae: a file or folder whose VAE is taken instead.
     Raises MineditError, in one line, for what is missing, damaged, of another model, or cannot be used on this machine.
@@ -94,6 +95,9 @@ def load(
     should know.
     """
     kind, place = torch_dtype(dtype), torch_device(device)
+    if isinstance(path, str) and path in VARIANTS:
+        model = vary(load(None, device, dtype, attention, vae=vae), weights_folder() / VARIANTS[path])
+        return _finished(model, lora, fast)
     attend = backend(attention, place)
     found = examine(_embedded() if path is None else path, vae)
     with Files() as files:
@@ -105,6 +109,10 @@ def load(
         kept = files.kept() if place.type == "cpu" else ()
     parts, told = found.modules.values(), {"notes": found.notes, "weights": weights, "kept": kept}
     model = Model(*parts, tokenizer(found.config), found.config, attend, name_of(attention), place, kind, **told)
+    return _finished(model, lora, fast)
+
+
+def _finished(model: Model, lora: LoRA | Sequence[LoRA], fast: bool) -> Model:
     for file, scale in pairs(lora):
         model = merge(model, file, scale)
     return lay_out(model) if fast else model
@@ -120,7 +128,7 @@ def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> Non
     prefixes = LAYOUTS[0].prefixes
     parts = {"unet": model.unet, "vae": model.vae, "text": model.text}
     tensors = {
-        prefixes[part] + _public(module, name): tensor.detach().to("cpu", kind)
+        prefixes[part] + public(module, name): tensor.detach().to("cpu", kind)
         for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
@@ -197,7 +205,7 @@ def _fitted(path: Path, weights: Weights, config: Config, modules: tuple[nn.Modu
     """The file's tensors by the names of each module's state dict. Raises MineditError unless they are its very own."""
     missing, besides, unlike, fitted = [], [], [], []
     for (part, found), module in zip(weights.parts.items(), modules, strict=True):
-        wanted = {_public(module, name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
+        wanted = {public(module, name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
         missing += [f"{part}.{name}" for name in wanted if name not in found]
         besides += [f"{part}.{name}" for name in found if name not in wanted]
         for name in wanted.keys() & found.keys():
@@ -213,10 +221,3 @@ def _fitted(path: Path, weights: Weights, config: Config, modules: tuple[nn.Modu
     if faults:
         raise MineditError(f"{path} looks like {weights.layout} but is not {config.name}: it {'; '.join(faults)}")
     return fitted
-
-
-def _public(module: nn.Module, name: str) -> str:
-    """A name as files have it: transformers 5 dropped CLIP's "text_model.", which every published file keeps."""
-    if not isinstance(module, TextEncoder):
-        return name
-    return "text_model." + name.removeprefix("clip.").removeprefix("text_model.")

@@ -16,13 +16,14 @@ from minedit.attention.rules import Attn
 from minedit.files.checkpoint import Model
 from minedit.image import to_tensor
 from minedit.methods.plan import map_side
-from minedit.picturebook.training.train_judge import LABELS, Judge
+from minedit.picturebook.training.train_judge import Judge
 from minedit.picturebook.training.train_vae import psnr, reconstruct
 from minedit.picturebook.world.captions import Caption, caption
 from minedit.picturebook.world.dataset import drawings, factors_of
 from minedit.picturebook.world.draw import stream
 from minedit.picturebook.world.factors import Factors
 from minedit.picturebook.world.scene import scene
+from minedit.picturebook.world.shown import LABELS, shown
 from minedit.sampling.ddim import alphas_cumprod
 from minedit.sampling.loop import embed
 from minedit.stack.tokens import Prompt
@@ -61,11 +62,11 @@ def judged(
         part = asked[start : start + batch]
         seeds = list(range(start, start + len(part)))
         out = generate(model, [said.text for _, said in part], seed=seeds, steps=steps, guidance=guidance)
-        images = torch.cat([to_tensor(image) for image in out.images])
+        read = judge.read_all(torch.cat([to_tensor(image) for image in out.images]))
         for factor, (right, total) in table.items():
             hits = [
-                value == getattr(factors, factor)
-                for (factors, said), value in zip(part, judge.read(images, factor), strict=True)
+                found[factor] in (getattr(factors, factor), shown(factors, i)[factor])
+                for i, (factors, said), found in zip(seeds, part, read, strict=True)
                 if factor in said.named
             ]
             table[factor] = (right + sum(hits), total + len(hits))

@@ -13,6 +13,8 @@ train_vae.py    the autoencoder
 train_text.py   CLIP
 train_unet.py   the UNet
 train_judge.py  the judge
+lowrank.py      learning by low-rank changes
+train_instruct.py  InstructPix2Pix: the UNet learns to follow instructions
 train.py        all stages, and the checkpoint they make
 ```
 """

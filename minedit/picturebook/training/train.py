@@ -1,6 +1,8 @@
 """The stages of training, each from what the ones before it left in `runs`; then the checkpoint, assembled."""
 
 import argparse
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,8 +12,10 @@ from torch import nn
 from minedit.attention.sdpa import sdpa
 from minedit.config import Config, MineditError
 from minedit.files.checkpoint import Model, load, save, tokenizer, write
+from minedit.files.variant import VARIANTS
 from minedit.picturebook.training.fit import Training, fingerprint
 from minedit.picturebook.training.stages import FEWEST, STEPS
+from minedit.picturebook.training.train_instruct import pairs, train_instruct, widened, write_variant
 from minedit.picturebook.training.train_judge import load_judge, save_judge, train_judge
 from minedit.picturebook.training.train_text import clip_model, train_text
 from minedit.picturebook.training.train_unet import cached_latents, train_unet
@@ -29,6 +33,9 @@ def train(stage: str, config: Config, args: argparse.Namespace) -> None:
     steps = args.steps or STEPS[stage]
     run = Training(args.runs / stage, steps, args.device, args.seed, warmup=args.warmup, compile=args.compile)
     data, size = args.runs / "data", config.image_size
+    if stage == "instruct":
+        _instruct(load(args.start), data, args.scenes, replace(run, save_every=100), args.batch)
+        return
     begun = load(args.start) if args.start else None
     if begun and begun.config != config:
         raise MineditError(f"{args.start} is {begun.config.name}; expected a model of the picture book to go on with")
@@ -54,10 +61,22 @@ def train(stage: str, config: Config, args: argparse.Namespace) -> None:
         _keep(train_text(config, tokenizer(config), seen, unseen, run), run.folder)
     else:
         with first_worker_first():
-            kept = Drawings(data, max(FEWEST, args.scenes // 4), size, run.seed + 1, unseen=True)
+            kept = Drawings(data, max(FEWEST, args.scenes // 2), size, run.seed + 1, unseen=True)
         judge = train_judge(seen, kept, unseen, run)
         if worker() == 0:
             save_judge(judge, run.folder / "judge.safetensors")
+
+
+def _instruct(model: Model, data: Path, scenes: int, run: Training, batch: int) -> None:
+    """Train the variant of a model that follows instructions; its file is written into the run's folder."""
+    cfg = model.config
+    vae = model.vae.to(run.device, memory_format=torch.channels_last)
+    with first_worker_first():
+        seen = pairs(vae, data, scenes, cfg.image_size, cfg.latent_scale, run)
+    wide, tower = widened(model.unet), copy.deepcopy(model.text)
+    learnt = train_instruct(wide, tower, model.tokenizer, seen, cfg.latent_scale, run, batch)
+    if worker() == 0:
+        write_variant(learnt, model, run.folder / VARIANTS["instruct-pix2pix"])
 
 
 def text_tower(config: Config, runs: Path) -> TextEncoder:

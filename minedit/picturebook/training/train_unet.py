@@ -125,11 +125,15 @@ def objective(
         columns: [B,h·w,T] cross-attention probabilities.
     """
     square = (predicted - eps).square().mean(1)  # [B, h, w]
-    snr = (a / (1 - a))[:, 0]  # [B, 1, 1]
     near = F.max_pool2d(masks[:, None], 3, stride=1, padding=1)[:, 0]
-    weighted = (square * snr.rsqrt().clamp(max=DEBIAS) * (1 + SUBJECT * near * snr / (snr + 0.5))).mean()
     wrong = astray(sides, masks.flatten(1), columns)
-    return {"loss": weighted + GROUNDING * wrong, "mse": square.mean(), "astray": wrong}
+    return {"loss": weighted(square, a, near) + GROUNDING * wrong, "mse": square.mean(), "astray": wrong}
+
+
+def weighted(square: Tensor, a: Tensor, near: Tensor) -> Tensor:
+    """Mean of squared errors [B,h,w], weighted by 1/sqrt(SNR), and more where `near` [B,h,w] in [0,1]; a: [B,1,1,1]."""
+    snr = (a / (1 - a))[:, 0]  # [B, 1, 1]
+    return (square * snr.rsqrt().clamp(max=DEBIAS) * (1 + SUBJECT * near * snr / (snr + 0.5))).mean()
 
 
 def train_unet(

@@ -11,7 +11,9 @@ animals.py   an animal, drawn
 factors.py   what can differ between scenes
 captions.py  a scene in words
 scene.py     factors → a picture and the mask of its subject
+shown.py     factors → what can be seen of them, skin and hair, too
 edits.py     pairs of captions that differ in one factor
 dataset.py   scenes on disk
+instructions.py  what changes between two scenes, in words
 ```
 """
