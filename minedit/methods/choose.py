@@ -7,6 +7,7 @@ from minedit.config import MineditError, shown
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.fixedseed import FixedSeedConfig
 from minedit.methods.flow import FlowConfig
+from minedit.methods.hedit import HEditConfig
 from minedit.methods.instructpix2pix import InstructPix2PixConfig
 from minedit.methods.p2p import P2PConfig
 from minedit.methods.sdedit import SDEditConfig
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Settings]] = {  # name → its settings, which `prepare`
     "fixed-seed": FixedSeedConfig,
     "sdedit": SDEditConfig,
     "flow": FlowConfig,
+    "h-edit": HEditConfig,
     "instruct-pix2pix": InstructPix2PixConfig,
 }
 DEFAULT = next(iter(METHODS))
