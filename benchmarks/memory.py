@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py ATTENTION SIDE ROWS     on a CPU of Linux, in float32; weights are zero, none are needed
 
-A step of the UNet (with and without the prompt), then the decoder: the peak of anonymous memory, as /proc has it.
+A step of the UNet (with and without the prompt), then the decoder, then gradients of the text as null-text inversion
+asks for them (a row for each picture): the peak of anonymous memory, as /proc has it.
 """
 
 import re
@@ -12,10 +13,12 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minedit.attention.choose import backend
 from minedit.attention.rules import Attn
 from minedit.config import SD14
+from minedit.inversion.embedding import forgetful
 from minedit.sampling import memory
 from minedit.sampling.loop import guided
 from minedit.stack.model import Model
@@ -46,21 +49,29 @@ def peak(work) -> int:
     return tops[0] - before
 
 
-@torch.inference_mode()
+def gradients(sd: Model, latents: Tensor, text: Tensor) -> None:
+    with torch.enable_grad():
+        text = text.clone().requires_grad_()
+        eps = forgetful(sd.unet)(latents, torch.full((len(latents),), 981), text, Attn())
+        torch.autograd.grad(eps.square().mean(), text)
+
+
+@torch.no_grad()
 def main(attention: str, side: int, rows: int) -> None:
     parts = []
     for kind, config in ((UNet, SD14.unet), (VAE, SD14.vae)):
         with torch.device("meta"):
             part = kind(config)
         parts.append(part.to_empty(device="cpu"))
-        for weight in part.parameters():
+        for weight in part.requires_grad_(False).parameters():
             weight.zero_()
     attend, device = backend(attention, "cpu"), torch.device("cpu")
     sd = Model(*parts, None, None, SD14, attend, attention, device, torch.float32)
     latents = torch.randn(rows, 4, side // SD14.vae.factor, side // SD14.vae.factor)
-    predict = guided(sd, torch.randn(2 * rows, SD14.text.context_length, SD14.text.width), 7.5)
+    predict, context = guided(sd, 7.5), torch.randn(2 * rows, SD14.text.context_length, SD14.text.width)
     attn = Attn(attend=attend, rules={}, watch={}, seen={})
-    works = {"of_unet": lambda: predict(latents, 0, 981, attn), "of_decoder": lambda: sd.vae.decode(latents)}
+    works = {"of_unet": lambda: predict(latents, 0, 981, attn, context), "of_decoder": lambda: sd.vae.decode(latents)}
+    works["of_gradients"] = lambda: gradients(sd, latents, context[:rows])
     for name, work in works.items():
         found, expected = peak(work), getattr(memory, name)(sd, rows, side, side)
         print(f"{attention}, {rows} of {side}x{side}, {name}: {found / 1e6:.0f} MB, expected {expected / 1e6:.0f}")

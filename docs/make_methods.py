@@ -1,5 +1,6 @@
 """docs/methods.md, made from the settings' own fields: `make methods` writes it anew."""
 
+import csv
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,8 +23,12 @@ INVERTING = """
 
 `minedit edit --image FILE SOURCE TARGET --inversion NAME` and `minedit.edit(sd, source, target, image=photo,
 inversion="NAME")` edit a photograph in place of a picture of the source prompt. The source prompt says what the
-photograph shows, and inverts it: the nearer it is, the better the photograph is kept.
+photograph shows, and is the prompt that the photograph is inverted by; it may be empty, which is said.
+
+How near a photograph is drawn again without an edit, by the embedded model in the steps and with the guidance of the
+table: `python benchmarks/inversion.py`, whose docstring says what is measured.
 """
+MEASURED = Path(__file__).parent.parent / "benchmarks" / "inversion.csv"
 
 
 def table(rows) -> str:
@@ -39,12 +44,25 @@ def rows_of(kind):
     return [(field.name, field.default, settings(kind)[field.name]) for field in own_first(kind)]
 
 
+def measured() -> str:
+    """benchmarks/inversion.csv, of each inversion the last row."""
+    with MEASURED.open(newline="", encoding="utf-8") as file:
+        rows = {row["inversion"]: row for row in csv.DictReader(file)}
+    lines = ["| inversion | pictures, steps, guidance | PSNR | most below the autoencoder's |"]
+    lines += ["| --- | --- | --- | --- |"]
+    for name in (name for name in INVERSIONS if name in rows):
+        row = rows[name]
+        run, psnr = ", ".join(row[key] for key in ("pictures", "steps", "guidance")), f"{row['psnr']} dB"
+        lines.append(f"| {name} | {run} | {psnr} | {row['worst lost']} dB |")
+    return "\n".join(lines)
+
+
 def page() -> str:
     parts = [HEAD, "## Every run\n", table([("seed", 0, SEED), *rows_of(Numbers)])]
     for method, kind in METHODS.items():
         parts.append(f"\n## {method}\n\n{' '.join(kind.__doc__.split())}\n")
         parts += [table(rows_of(kind))] if fields(kind) else []
-    parts.append(INVERTING)
+    parts += [INVERTING, measured()]
     for name, kind in INVERSIONS.items():
         parts.append(f"\n### {name}\n\n{' '.join(kind.__doc__.split())}\n")
         parts += [table(rows_of(kind))] if fields(kind) else []

@@ -16,6 +16,8 @@ def attend(q, k, v, rule=None, columns=False):
     for start in range(0, q.shape[2], PIXELS):
         pixels = slice(start, start + PIXELS)
         scores = q[:, :, pixels].float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5  # [B, H, n, T]
+        for mask in rule.masks if rule is not None else ():
+            scores[mask.row].masked_fill_(~mask.keys[pixels], float("-inf"))  # keys that these pixels do not see
         before = scores.softmax(dim=-1)
         after = before.clone() if rule is not None and rule.edits else before
         for edit in rule.edits if rule is not None else ():

@@ -15,7 +15,7 @@ from small_model import small_model
 
 import minedit
 from minedit import cli, image
-from minedit.cli import options, train
+from minedit.cli import options, origin, train
 from minedit.config import MineditError
 from minedit.files import checkpoint
 from minedit.sampling import ddim, memory
@@ -200,7 +200,7 @@ def test_options_leave_the_prompts_behind_them_alone(given, found, source):
     """`minedit edit --seed 1 2 "a" "b"` took the prompts for seeds."""
     words = [str(word) for word in given]
     for argv in (["edit", *words, source, SITTING], ["edit", source, SITTING, *words]):
-        args = vars(options.parse(argv))
+        args = vars(origin.parse(argv))
         assert {"source": source, "target": SITTING, **found}.items() <= args.items()
 
 
@@ -233,13 +233,13 @@ def test_save_is_public(sd, tmp_path):
 
 def test_an_option_of_several_values_given_again_adds_to_them(run):
     """The later silently took the place of the earlier."""
-    assert options.parse(["generate", "a", "--seed", "1", "2", "--steps", "5", "--seed", "3"]).seed == [1, 2, 3]
+    assert origin.parse(["generate", "a", "--seed", "1", "2", "--steps", "5", "--seed", "3"]).seed == [1, 2, 3]
     line = ["--method", "p2p", "--reweight", "boy=2", "--reweight", "park=3", "--seed", "7"]
-    assert options.parse(["edit", BOY, SITTING, *line]).reweight == [("boy", 2.0), ("park", 3.0)]
+    assert origin.parse(["edit", BOY, SITTING, *line]).reweight == [("boy", 2.0), ("park", 3.0)]
     assert run("edit", BOY, SITTING, *line, "--steps", 1) == 0
-    again = options.parse(["edit", "--from", "out/0001-edited.png", "--reweight", "sitting=4", "--seed", "8"])
+    again = origin.parse(["edit", "--from", "out/0001-edited.png", "--reweight", "sitting=4", "--seed", "8"])
     assert again.reweight == [("sitting", 4.0)] and again.seed == [8]  # in place of what the picture says
-    assert options.parse(["edit", "--from", "out/0001-edited.png"]).seed == [7]
+    assert origin.parse(["edit", "--from", "out/0001-edited.png"]).seed == [7]
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from torch import Tensor
 from minedit.attention import choose
 from minedit.attention.choose import backend, resolve
 from minedit.attention.eager import eager
-from minedit.attention.rules import Attn, Edit, Gate, Rule, Site
+from minedit.attention.rules import Attn, Edit, Gate, Mask, Rule, Seen, Site, Split
 from minedit.attention.sdpa import _scaled, sdpa
 from minedit.config import MineditError
 from minedit.stack.unet import CrossAttention
 
 B, H, N, T, D = 4, 2, 9, 7, 8
+# pixels of row 3 by its tokens 2 and 4, keys of row 1 by its token 5: maps of 4 x 6 for a layer of 2 x 12
+SPLIT = Split(("one", "two", "late"), (3, 1), ((2, 4), (5,)), shape=(4, 6), to=(2, 12), threshold=0.3)
 
 
 def qkv(seed: int = 0, dtype: torch.dtype = torch.float32, tokens: int = T) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +52,16 @@ def random_rule(seed: int) -> Rule:
     rng = random.Random(seed)
     rows = [tuple(rng.randrange(B) for _ in range(B)) if rng.random() < 0.3 else None for _ in range(3)]
     edited = rng.sample(range(B), rng.choice([0, 1, 1, 1, 2]))
-    return Rule(*rows, edits=tuple(random_edit(rng, row, rng.randrange(B)) for row in edited))
+    edits = tuple(random_edit(rng, row, rng.randrange(B)) for row in edited)
+    hidden = rng.sample(range(B), rng.choice([0, 0, 1, 2, B]))
+    return Rule(*rows, edits=edits, masks=tuple(Mask(row, random_keys(rng)) for row in hidden))
+
+
+def random_keys(rng: random.Random) -> Tensor:
+    """[N,T] bool with a key for each pixel."""
+    keys = normal(f"keys {rng.random()}", N, T) > 0
+    keys[range(N), [rng.randrange(T) for _ in range(N)]] = True
+    return keys
 
 
 def literal(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +72,10 @@ def literal(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> tuple[np.ndarray, np
     v = np.stack([v[row] for row in rule.v_rows or range(B)])
     tokens = k.shape[2]
     p = np.zeros((B, H, N, tokens))
+    seen = {mask.row: mask.keys.tolist() for mask in rule.masks}
     for b, h, n in np.ndindex(B, H, N):
         e = [math.exp(sum(q[b, h, n, d] * k[b, h, j, d] for d in range(D)) / math.sqrt(D)) for j in range(tokens)]
+        e = [x * seen[b][n][j] for j, x in enumerate(e)] if b in seen else e
         p[b, h, n] = np.array(e) / sum(e)
     m = p.copy()
     for edit in rule.edits:
@@ -127,6 +140,15 @@ class TestIdentities:
             out = attend(*qkv(), rule)
             others = [b for b in range(B) if b not in [edit.row for edit in rule.edits]]
             assert torch.equal(out[others], plain[others])
+
+    def test_a_mask_of_all_keys_changes_nothing_and_of_one_gives_its_value(self, attend):
+        q, k, v = qkv()
+        all_keys = tuple(Mask(row, torch.ones(N, T, dtype=torch.bool)) for row in (1, 3))
+        torch.testing.assert_close(attend(q, k, v, Rule(masks=all_keys)), attend(q, k, v))
+        fifth = torch.arange(T).expand(N, T) == 4
+        out = attend(q, k, v, Rule(masks=(Mask(3, fifth),)))
+        torch.testing.assert_close(out[3], v[3, :, 4:5].expand(H, N, D))
+        torch.testing.assert_close(out[:3], attend(q, k, v)[:3])
 
     def test_a_full_pin_reads_the_source_with_the_targets_values(self, attend):
         one, zero = torch.ones(T), torch.zeros(T)
@@ -277,6 +299,12 @@ def test_rules_that_do_not_fit_are_refused_in_one_line(attend):
         "pin is \\[8\\], expected a tensor \\[7\\]": Rule(edits=(Edit(3, 2, None, torch.ones(8), one, one),)),
         "columns is \\[7\\]": Rule(edits=(Edit(3, 2, one, one, one, one),)),
         "gate is \\[7\\], expected a tensor \\[9\\]": Rule(edits=(Edit(3, 2, None, one, one, one, gate=one),)),
+        "mask of row 4: expected a row": Rule(masks=(Mask(4, torch.ones(N, T) > 0),)),
+        "mask of row 1: keys is \\[9\\] torch.bool, expected a tensor \\[9, 7\\]": Rule(
+            masks=(Mask(1, torch.ones(N) > 0),)
+        ),
+        "mask of row 1: keys is .* torch.float32": Rule(masks=(Mask(1, torch.ones(N, T)),)),
+        "mask of row 1: keys is no tensor": Rule(masks=(Mask(1, SPLIT),)),
         "gate is a Gate": Rule(edits=(Edit(3, 2, None, one, one, one, gate=Gate(one, 1.0, 1.0, True)),)),
     }
     for message, rule in wrong.items():
@@ -301,3 +329,45 @@ def test_a_layer_names_an_attention_function_that_returns_something_else(wrong):
     layer, x = fill(CrossAttention(site, 12)), normal("x", 2, 5, 16)
     with pytest.raises(MineditError, match="layer: the attention function returned .*minedit kernels check"):
         layer(x, normal("text", 2, 7, 12), Attn(lambda q, k, v, rule=None: wrong(q)))
+
+
+def test_a_split_lets_each_kind_of_pixel_see_its_own():
+    """Oracle: MasaCtrl's maps as the paper has them, summed, scaled, cut and compared one number at a time."""
+    maps = {name: normal(name, B, 24, T).double().exp() for name in ("one", "two")}
+    seen = {name: Seen(normal("hidden", B, 24, 4), x.float()) for name, x in maps.items()}
+    kinds = []
+    for row, tokens in ((3, (2, 4)), (1, (5,))):
+        x = [sum(maps[name][row, n, t].item() for name in maps for t in tokens) for n in range(24)]
+        scaled = [(value - min(x)) / (max(x) - min(x)) for value in x]
+        nearest = [scaled[i * 4 // 2 * 6 + j * 6 // 12] for i in range(2) for j in range(12)]
+        kinds.append([value >= 0.3 for value in nearest])
+    assert all(0 < sum(kind) < 24 for kind in kinds)
+    keys = SPLIT.keys(seen)
+    assert keys.tolist() == [[a == b for b in kinds[1]] for a in kinds[0]]
+    assert SPLIT.keys({}) is None and Rule(masks=(Mask(3, SPLIT),)).resolve(normal("x", B, 24, 4)).masks == ()
+    (mask,) = Rule(masks=(Mask(2, SPLIT),)).resolve(normal("x", B, 24, 4), seen).masks
+    assert mask.row == 2 and torch.equal(mask.keys, keys)
+    flat = {name: Seen(at.hidden, torch.ones_like(at.columns)) for name, at in seen.items()}
+    assert SPLIT.keys(flat).all()  # a map that says nothing divides nothing
+
+
+def test_a_pixel_whose_kind_has_no_key_sees_all():
+    columns = torch.zeros(B, 24, T)
+    columns[3, :6, 2] = columns[1, 6, 5] = 1.0  # the keys' foreground is a pixel that the layer's map leaves out
+    keys = SPLIT.keys({"one": Seen(columns, columns)})
+    assert keys.all(1).tolist() == [True] * 24 and torch.equal(keys.any(1), keys.all(1))
+    columns[1, 0, 5] = 1.0
+    keys = SPLIT.keys({"one": Seen(columns, columns)})
+    assert keys.sum(1).tolist() == [2] * 12 + [22] * 12
+
+
+def test_masks_move_with_their_rows():
+    keys = torch.ones(N, T) > 0
+    rule = Rule((0, 0, 2, 2), masks=(Mask(0, keys), Mask(2, SPLIT)))
+    assert rule.reads(2) == {1, 3} and rule.reads(0) == set() and rule.reads(1) == {0}
+    moved = rule.moved({1: 0, 2: 1, 3: 2, 0: 3}, 4)
+    assert [mask.row for mask in moved.masks] == [3, 1] and moved.masks[1].keys.rows == (2, 0)
+    assert moved.masks[0].keys is keys
+    assert rule.moved({0: 1}, 2).masks[0].row == 1 and len(rule.moved({0: 1}, 2).masks) == 1
+    with pytest.raises(ValueError, match="masks are for rows \\[1, 1\\]"):
+        Rule(masks=(Mask(1, keys), Mask(1, keys)))

@@ -12,13 +12,13 @@ from small_model import TOKENS, small_model
 
 import minedit
 from minedit.attention.eager import eager
-from minedit.attention.rules import Attn, Edit, Rule
+from minedit.attention.rules import Attn, Edit, Mask, Rule, Split
 from minedit.config import MineditError
 from minedit.speed.fast import fast
 from minedit.speed.graphs import LIMIT, Recorded, put_together, searched, taken_apart
 
 PAIRS = (("a boy in the park", "a sitting boy in the park"), ("a dog on the beach", "a cat on the beach"))
-WAYS = (("adapedit", {}), ("adapedit", {"fwt": "one-pass"}), ("p2p", {}), ("fixed-seed", {}))
+WAYS = (("adapedit", {}), ("adapedit", {"fwt": "one-pass"}), ("p2p", {}), ("fixed-seed", {}), ("plug-and-play", {}))
 
 
 def repeated(run):
@@ -77,6 +77,24 @@ def test_rules_are_updated_in_place(sd, replayed):
         with torch.inference_mode():
             assert torch.equal(replayed.unet(*inputs(), attn), sd.unet(*inputs(), attn))
     assert len(replayed.unet.forward.recordings) == 1
+
+
+def test_masks_are_updated_in_place_and_splits_made_anew(sd, replayed):
+    """A Split reads what this step's cross-attention saw: of the recorded step, not of the one before it."""
+    crossed = tuple(site.name for site in sd.unet.sites if site.kind == "cross" and site.stride == 2)
+    (last,) = (s.name for s in sd.unet.sites if s.kind == "self" and s.name.startswith("output_blocks.3"))
+    split = Split(crossed, (1, 0), ((2,), (3,)), (4, 4), (8, 8), 0.3)
+    results = []
+    for keys in (split, torch.eye(64) > 0, torch.ones(64, 64) > 0, torch.eye(64) > 0):
+        for x in (1.0, 2.0):
+            given = (x * inputs()[0], *inputs()[1:])
+            attn = Attn(eager, {last: Rule(masks=(Mask(1, keys),))}, dict.fromkeys(crossed, True))
+            with torch.inference_mode():
+                ours, plain = replayed.unet(*given, replace(attn, seen={})), sd.unet(*given, attn)
+            assert torch.equal(ours, plain)
+            results.append(ours)
+    assert not torch.equal(results[0], results[4]) and torch.equal(results[2], results[6])
+    assert len(replayed.unet.forward.recordings) == 2
 
 
 def test_another_kind_of_step_is_another_recording(sd, replayed):

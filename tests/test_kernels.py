@@ -18,7 +18,7 @@ from seeded import normal, relative
 from torch import Tensor
 
 from minedit.attention.eager import eager
-from minedit.attention.rules import Edit, Rule
+from minedit.attention.rules import Edit, Mask, Rule
 from minedit.config import MineditError
 
 pytest.importorskip("triton")
@@ -170,6 +170,16 @@ def test_more_keys_than_a_tile_go_to_the_flash_kernel():
     q, k, v = case(3, 4, 2, 150, 150, 8, torch.float32)
     rule = Rule(q_rows=(0, 1, 2, 2), k_rows=(0, 1, 2, 2))
     assert error(kernels.attend(q, k, v, rule), oracle(q, k, v, rule)[0]) < 1e-6
+
+
+def test_a_mask_is_obeyed():
+    q, k, v = case(0, 4, 2, 40, 7, 16, torch.float32)
+    keys = normal("keys", 40, 7).to(DEVICE) > 0
+    keys[:, 3] = True
+    out, columns = kernels.attend(q, k, v, Rule(v_rows=(0, 0, 2, 2), masks=(Mask(3, keys),)), columns=True)
+    scores = (q[3] @ k[3].mT / 4).double().masked_fill(~keys, -torch.inf)
+    assert relative(out[3], scores.softmax(-1) @ v[2].double()) < 1e-5
+    assert relative(columns[3], scores.softmax(-1).mean(0)) < 1e-5
 
 
 def test_gradients_pass():

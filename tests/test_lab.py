@@ -142,6 +142,8 @@ def test_the_rules_cover_what_the_methods_make():
 def test_a_rule_has_the_traps_it_is_named_for():
     for shape in (s for s in small_shapes() if not s.rules):
         made = {case.name: case for case in cases(shape, RULES)}
+        for mask in (*made["masked"].rule.masks, *made["all"].rule.masks):
+            assert mask.keys.any(1).all() and not mask.keys.all()
         assert list(made) == list(RULES) and made["plain"].rule is None
         gate = made["dps"].rule.edits[0].gate
         assert gate.shape == (shape.N,) and gate.min() == 0 and 0 < gate.max() <= 0.95
@@ -200,9 +202,10 @@ def test_sdpa_holds_no_map_and_makes_three_calls_at_most_for_an_edited_row(kind,
         with torch.inference_mode(), Sizes():
             sdpa(case.q, case.k, case.v, case.rule)
         edits = case.rule.edits if case.rule else ()
-        assert len(calls) <= 1 + 2 * len(edits)
-        # R itself is [T,T], which in self-attention is the size of a map
-        assert kind == "self" and edits or (shape.N, shape.T) not in sizes, case.name
+        masks = case.rule.masks if case.rule else ()
+        assert len(calls) <= 1 + len(masks) + 2 * len(edits)
+        # a mask is [N,T]; R itself is [T,T], which in self-attention is the size of a map
+        assert masks or (kind == "self" and edits) or (shape.N, shape.T) not in sizes, case.name
 
 
 # --- functions that are wrong ----------------------------------------------------------------------------------------
@@ -227,6 +230,10 @@ def no_gate(q, k, v, rule=None, columns=False):
 
 def no_mix(q, k, v, rule=None, columns=False):
     return eager(q, k, v, edited(rule, columns=None), columns)
+
+
+def no_masks(q, k, v, rule=None, columns=False):
+    return eager(q, k, v, rule and replace(rule, masks=()), columns)
 
 
 def no_rule(q, k, v, rule=None, columns=False):
@@ -348,6 +355,7 @@ WRONG = {  # function: the rule it is tried with, what the report must say
     padded_scale: ("plain", "divides the scores by sqrt(64), the padded width, not by sqrt(40)"),
     no_gate: ("dps", "function that ignores the gate|only rows [3] are wrong, which the rule edits"),
     no_mix: ("replace", "function that ignores the edit's columns R"),
+    no_masks: ("masked", "function that ignores the masks"),
     no_rule: ("inject", "function that ignores the rule"),
     source_values: ("refine", "function that multiplies an edited row's probabilities with the source's v"),
     swapped_rows: (
@@ -526,7 +534,7 @@ def test_large_maps_are_tried_on_a_cpu_only_when_asked_for(monkeypatch, lab):
     monkeypatch.setattr(
         "minedit.lab.table.real_shapes", lambda: tuple(Shape("self", 4, 1, n, n, 8, columns=False) for n in (20, 40))
     )
-    monkeypatch.setattr("minedit.lab.cases.HEAVY", 40 * 40)
+    monkeypatch.setattr("minedit.lab.forms.HEAVY", 40 * 40)
     command = "check", "--shapes", "real", "--rules", "inject", "--attention", "sdpa", "--device", "cpu"
     assert [row["pixels"] for row in lab(*command)[2]] == ["20"]
     assert [row["pixels"] for row in lab(*command, "--full")[2]] == ["20", "20", "40"]

@@ -45,7 +45,7 @@ def test_a_step_of_a_perfect_guess_is_that_guess_noised():
     torch.testing.assert_close(found, a_prev**0.5 * guess + (1 - a_prev) ** 0.5 * fresh)
 
 
-@pytest.mark.parametrize("method", ("adapedit", "p2p", "fixed-seed"))
+@pytest.mark.parametrize("method", ("adapedit", "p2p", "fixed-seed", "masactrl", "plug-and-play"))
 def test_edits_take_two_rows_a_step(sd, method):
     rows = []
     handle = sd.unet.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))

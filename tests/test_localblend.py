@@ -19,7 +19,7 @@ import minedit
 from minedit import cli, image
 from minedit.attention.eager import eager, edited
 from minedit.attention.rules import Edit, Rule
-from minedit.cli import options
+from minedit.cli import origin
 from minedit.config import MineditError
 from minedit.files import checkpoint
 from minedit.methods import localblend
@@ -210,7 +210,7 @@ def test_from_the_command_line_and_again(tmp_path, monkeypatch, capsys):
 
 
 def test_words_leave_the_prompts_behind_them_alone():
-    args = options.parse(["edit", "--blend", "boy", "--blend", "dog,red bird", BOY, DOG])
+    args = origin.parse(["edit", "--blend", "boy", "--blend", "dog,red bird", BOY, DOG])
     assert (args.source, args.target, args.blend) == (BOY, DOG, ["boy", "dog", "red bird"])
 
 

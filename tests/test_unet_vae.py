@@ -12,7 +12,8 @@ from seeded import fill, normal
 
 from minedit.attention.rules import Attn, Edit, Rule
 from minedit.config import IP2P, PICTUREBOOK, SD14, Config, MineditError, UNetConfig, VAEConfig
-from minedit.stack.unet import CrossAttention, UNet, Upsample, timestep_embedding
+from minedit.stack.times import timestep_embedding
+from minedit.stack.unet import CrossAttention, UNet, Upsample
 from minedit.stack.vae import VAE
 
 MANIFEST = Path(__file__).parent / "fixtures" / "sd-v1-ldm.tsv"

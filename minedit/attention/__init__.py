@@ -2,6 +2,7 @@
 
 Read in this order:
 ```
+inside.py  what only the UNet can tell as it runs
 rules.py   what each layer does at one step, as data
 eager.py   the specification: what a Rule means, to the letter
 sdpa.py    its algebra on torch's fused kernels

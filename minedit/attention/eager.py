@@ -6,7 +6,8 @@ In: q [B,H,N,D], k and v [B,H,T,D], maybe a Rule. Out: [B,H,N,D], and on request
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Edit, Rule, check, float32
+from minedit.attention.inside import float32
+from minedit.attention.rules import Edit, Rule, check
 
 
 def eager(
@@ -18,6 +19,8 @@ def eager(
     q, k, v = rule.route(q, k, v)
     with float32(q):
         scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5  # [B, H, N, T]
+        for mask in rule.masks:
+            scores[mask.row] = scores[mask.row].masked_fill(~mask.keys.to(scores.device), -torch.inf)
         probabilities = scores.softmax(dim=-1)
         rows = list(probabilities)  # of [H, N, T]
         for edit in rule.edits:

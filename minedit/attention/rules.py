@@ -1,7 +1,7 @@
 """What an attention layer is, and what it does at one step, as data. In: what a method decided. Out: `Rule`, `Attn`.
 
 eager.py says what a Rule means. Prompt-to-Prompt (Hertz et al., arXiv:2208.01626), AdapEdit (arXiv:2312.08019, Eqs. 8
-and 9) and MasaCtrl (arXiv:2304.08465) are Rules.
+and 9), MasaCtrl (arXiv:2304.08465) and Plug-and-Play (arXiv:2211.12572) are Rules.
 
 Letters, in all of this wing: B rows of the batch, H heads, N pixels, T tokens (pixels too, in self-attention), D width
 of a head, C = H·D.
@@ -9,12 +9,13 @@ of a head, C = H·D.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from minedit.attention.inside import Gate, Seen, Split
 from minedit.config import MineditError
 
 
@@ -28,26 +29,6 @@ class Site:
     stride: int  # latent side / map side: 1, 2, 4, 8
     channels: int
     heads: int
-
-
-@dataclass(frozen=True, eq=False)
-class Gate:
-    """AdapEdit's spatial weight λ_S·S_p (Eq. 9), which only the layer can compute: it alone knows E_[V]."""
-
-    key: Tensor  # [C] E_k at this site, a unit vector
-    scale: float  # λ_S
-    slope: float  # λ_S[V]
-    centre: bool  # take the mean over pixels from E_[V] first: hidden states share one large common direction
-
-    def weights(self, hidden: Tensor) -> Tensor:
-        """E_[V] [N,C] of the edited row -> [N] float32 in [0, scale]."""
-        hidden = hidden.float()
-        if self.centre:
-            hidden = hidden - hidden.mean(dim=0)
-        lengths = torch.linalg.vector_norm(hidden, dim=-1).clamp(min=1e-8)  # [N]
-        with float32(hidden):
-            cosine = hidden @ self.key.to(hidden) / lengths
-        return self.scale * (self.slope * cosine).clamp(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,30 +50,47 @@ class Edit:
 
 
 @dataclass(frozen=True, eq=False)
-class Rule:
-    """Which row of the batch each row reads its q, k, v from (None: its own), then edits of probabilities.
+class Mask:
+    """The keys that a row's pixels see, each of them one at least; the softmax goes over those."""
 
-    Self-attention injection takes q and k of the source, MasaCtrl k and v. Edits see the rows so chosen, and there is
-    at most one for a row.
+    row: int
+    keys: Tensor | Split  # [N,T] bool
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """Which row of the batch each row reads its q, k, v from (None: its own), then masks, then edits of probabilities.
+
+    Self-attention injection takes q and k of the source, MasaCtrl k and v. Masks and edits see the rows so chosen, and
+    a row has at most one of each. Of a ResBlock, v is what its branch adds to x, and there is nothing else.
     """
 
     q_rows: tuple[int, ...] | None = None
     k_rows: tuple[int, ...] | None = None
     v_rows: tuple[int, ...] | None = None
     edits: tuple[Edit, ...] = ()
+    masks: tuple[Mask, ...] = ()
 
     def __post_init__(self) -> None:
-        rows = [edit.row for edit in self.edits]
-        if len(set(rows)) < len(rows):
-            raise ValueError(f"edits are for rows {rows}, expected each row once: merge them into one Edit")
+        for name in ("edits", "masks"):
+            rows = [each.row for each in getattr(self, name)]
+            if len(set(rows)) < len(rows):
+                raise ValueError(f"{name} are for rows {rows}, expected each row once: merge them into one")
 
-    def resolve(self, hidden: Tensor) -> Rule:
-        """The Rule with each Gate replaced by its weights, from the layer's input E_[V] [B,N,C]."""
+    def resolve(self, hidden: Tensor, seen: Mapping[str, Seen] | None = None) -> Rule:
+        """Each Gate replaced by its weights, from the layer's input E_[V] [B,N,C], each Split by its keys.
+
+        seen: what layers of this step saw so far.
+        """
         edits = (
             replace(edit, gate=edit.gate.weights(hidden[edit.row])) if isinstance(edit.gate, Gate) else edit
             for edit in self.edits
         )
-        return replace(self, edits=tuple(edits))
+        masks = (
+            replace(mask, keys=mask.keys.keys(seen or {})) if isinstance(mask.keys, Split) else mask
+            for mask in self.masks
+        )
+        return replace(self, edits=tuple(edits), masks=tuple(mask for mask in masks if mask.keys is not None))
 
     def route(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v with each row read from where the rule says."""
@@ -101,7 +99,9 @@ class Rule:
     def reads(self, row: int) -> set[int]:
         """The other rows that a row is made of."""
         routes = {rows[row] for rows in (self.q_rows, self.k_rows, self.v_rows) if rows is not None}
-        return (routes | {edit.source for edit in self.edits if edit.row == row}) - {row}
+        splits = [mask.keys for mask in self.masks if mask.row == row and isinstance(mask.keys, Split)]
+        looked = {each for split in splits for each in split.rows}
+        return (routes | looked | {edit.source for edit in self.edits if edit.row == row}) - {row}
 
     def moved(self, to: Mapping[int, int], size: int) -> Rule:
         """The Rule in a batch of `size` rows, in which row r of this one stands at `to[r]`; rows left out have no rule.
@@ -115,18 +115,44 @@ class Rule:
             placed = {to[row]: to[rows[row]] for row in to}
             return tuple(placed.get(row, row) for row in range(size))
 
+        def keys(mask: Mask) -> Tensor | Split:
+            if not isinstance(mask.keys, Split):
+                return mask.keys
+            return replace(mask.keys, rows=tuple(to[row] for row in mask.keys.rows))
+
         edits = (replace(edit, row=to[edit.row], source=to[edit.source]) for edit in self.edits if edit.row in to)
-        return Rule(routes(self.q_rows), routes(self.k_rows), routes(self.v_rows), tuple(edits))
+        masks = (replace(mask, row=to[mask.row], keys=keys(mask)) for mask in self.masks if mask.row in to)
+        return Rule(routes(self.q_rows), routes(self.k_rows), routes(self.v_rows), tuple(edits), tuple(masks))
 
 
 def _routed(x: Tensor, rows: tuple[int, ...] | None) -> Tensor:
-    """x [B,H,·,D] with its rows in that order: one kernel, which copies runs of rows as the layers lay them out."""
+    """x [B,H,·,D] with its rows in that order, copied as the layers lay them out: [B,·,H,D] before heads are split."""
     if rows is None or rows == tuple(range(len(x))):
         return x
+    return in_order(x.transpose(1, 2), rows).transpose(1, 2)
+
+
+def in_order(x: Tensor, rows: tuple[int, ...]) -> Tensor:
+    """x [B,...] with its rows in that order: one kernel, which copies runs of rows."""
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1] + 1]
-    wide = x.transpose(1, 2)  # [B, ·, H, D], as heads lie before they are split
-    runs = [wide[rows[a] : rows[a] + b - a] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
-    return torch.cat(runs).transpose(1, 2)
+    return torch.cat([x[rows[a] : rows[a] + b - a] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)])
+
+
+def branch(x: Tensor, rule: Rule | None) -> Tensor:
+    """x [B,C,h,w], what a ResBlock adds, with each row read from where the rule says. Raises MineditError."""
+    if rule is None:
+        return x
+    _check_rows(rule, len(x))
+    if rule.v_rows is None or rule.q_rows or rule.k_rows or rule.edits or rule.masks:
+        raise MineditError("the rule of a ResBlock has more than v_rows, or none; expected v_rows alone")
+    return in_order(x, rule.v_rows)
+
+
+def _check_rows(rule: Rule, batch: int) -> None:
+    for name in ("q_rows", "k_rows", "v_rows"):
+        rows = getattr(rule, name)
+        if rows is not None and not (len(rows) == batch and all(0 <= row < batch for row in rows)):
+            raise MineditError(f"{name} is {rows}, expected {batch} rows of a batch of {batch}, 0 to {batch - 1}")
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None) -> None:
@@ -138,10 +164,14 @@ def check(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None) -> None:
     if rule is None:
         return
     batch, t = len(q), k.shape[2]
-    for name in ("q_rows", "k_rows", "v_rows"):
-        rows = getattr(rule, name)
-        if rows is not None and not (len(rows) == batch and all(0 <= row < batch for row in rows)):
-            raise MineditError(f"{name} is {rows}, expected {batch} rows of a batch of {batch}, 0 to {batch - 1}")
+    _check_rows(rule, batch)
+    for mask in rule.masks:
+        shape = (q.shape[2], t)
+        if not 0 <= mask.row < batch:
+            raise MineditError(f"mask of row {mask.row}: expected a row of the batch, 0 to {batch - 1}")
+        if not isinstance(mask.keys, Tensor) or mask.keys.shape != shape or mask.keys.dtype != torch.bool:
+            found = f"{list(mask.keys.shape)} {mask.keys.dtype}" if isinstance(mask.keys, Tensor) else "no tensor"
+            raise MineditError(f"mask of row {mask.row}: keys is {found}, expected a tensor {list(shape)} of bool")
     for edit in rule.edits:
         for name in ("row", "source"):
             if not 0 <= getattr(edit, name) < batch:
@@ -156,19 +186,6 @@ def check(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None) -> None:
                 raise MineditError(f"edit of row {edit.row}: {name} is {found}, expected a tensor {list(shape)}")
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What a watched layer saw at this step."""
-
-    hidden: Tensor  # [B,N,C] the layer-normed input of the layer: E_[V]
-    columns: Tensor | None  # [B,N,T] float32, probabilities before any edit, mean over heads; None: not asked for
-
-    def placed(self, rows: Sequence[int], count: int) -> Seen:
-        """Of a batch of `count` rows, of which these were computed; the others are 0."""
-        columns = None if self.columns is None else spread(self.columns, rows, count)
-        return Seen(spread(self.hidden, rows, count), columns)
-
-
 Attend = Callable[..., Tensor | tuple[Tensor, Tensor]]  # the signature of eager.eager
 
 
@@ -180,15 +197,3 @@ class Attn:
     rules: Mapping[str, Rule] = field(default_factory=dict)  # by site name
     watch: Mapping[str, bool] = field(default_factory=dict)  # sites that fill `seen`, and whether with columns
     seen: dict[str, Seen] = field(default_factory=dict)  # filled by the watched layers
-
-
-def spread(x: Tensor, rows: Sequence[int], count: int) -> Tensor:
-    """x [R, ...] at `rows` of [count, ...], 0 elsewhere."""
-    whole = x.new_zeros(count, *x.shape[1:])
-    whole[list(rows)] = x
-    return whole
-
-
-def float32(x: Tensor) -> torch.autocast:
-    """Matrix products in float32 even inside a caller's autocast."""
-    return torch.autocast(x.device.type, enabled=False)

@@ -52,8 +52,10 @@ class _Launch:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`eager` in one kernel. `sdpa` serves what has more than KEYS keys, as self-attention, or needs a gradient."""
-    if k.shape[-2] > KEYS or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+    """`eager` in one kernel. `sdpa` serves masks, more than KEYS keys, as in self-attention, and gradients."""
+    if k.shape[-2] > KEYS or (rule is not None and rule.masks):
+        return sdpa(q, k, v, rule, columns)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return sdpa(q, k, v, rule, columns)
     edits, routes = ((), NOWHERE) if rule is None else (rule.edits, (rule.q_rows, rule.k_rows, rule.v_rows))
     layout = _layout(q), _layout(k), _layout(v)

@@ -7,7 +7,8 @@ that make it again (`--from`).
 Read in this order:
 ```
 parser.py    argparse, as it is wanted here
-options.py   what is asked: argv → arguments
+options.py   what may be asked
+origin.py    what is asked: argv, and the settings in a picture → arguments
 output.py    what comes out: files, and words on the terminal
 pairs.py     what edits are asked for
 generate.py  a verb each, from here on
@@ -28,7 +29,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from minedit.cli import options
+from minedit.cli import options, origin
 from minedit.config import MineditError, shown
 
 LONGEST = 2000  # characters of an error's line: what is said of foreign files is shorter
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     if argv[:1] and argv[0] in options.ELSEWHERE:
         return importlib.import_module(f"minedit.cli.{argv[0]}").main(argv[1:]) or 0
-    args = options.parse(argv)
+    args = origin.parse(argv)
     importlib.import_module(f"minedit.cli.{args.verb}").run(args)
     return 0
 

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         sd = output.load(args)
         cells, captions, rows, failed = [], [], [], None
         print(f"\n{shown(repr(args.source), 400)} -> {shown(repr(args.target), 400)}")
-        output.forewarn(sd, args.source, args.target)
+        output.forewarn(sd, args.source, args.target, inverted=picture is not None)
         output.check_letters(args.source, args.target)
         began = time.perf_counter()
         for seed in args.seeds or args.seed:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
             by = f", of {shown(each.image, 300)}" if each.image else ""
             by += f" by inversion {name_of(each.inverse)}" if each.inverse else ""
             print(f"  {each.method}{by}, seed {seed}, {each.run.steps} steps, guidance {each.run.guidance}")
-            said = output.forewarn(sd, each.source, each.target)
+            said = output.forewarn(sd, each.source, each.target, inverted=bool(each.inverse))
             more = {"inversion": name_of(each.inverse), **asdict(each.inverse)} if each.inverse else {}
             with output.progress() as progress:
                 calls = {"progress": progress, "on_step": preview, "settings": each.settings, "image": picture, **more}

@@ -45,11 +45,15 @@ def check_prompt(sd: Model, text: str) -> Prompt:
     return prompt
 
 
-def forewarn(sd: Model, *texts: str) -> tuple[str, ...]:
-    """Say, before anything is drawn, what is known of the prompts alone. Returns those notes."""
-    from minedit.verbs.results import reading
+def forewarn(sd: Model, *texts: str, inverted: bool = False) -> tuple[str, ...]:
+    """Say, before anything is drawn, what is known of the prompts alone. Returns those notes.
 
-    notes = reading(sd, [sd.tokenizer.encode(text) for text in texts])
+    inverted: whether a photograph is, by the first of them.
+    """
+    from minedit.verbs.results import reading, unsaid
+
+    prompts = [sd.tokenizer.encode(text) for text in texts]
+    notes = *unsaid(prompts[0], inverted), *reading(sd, prompts)
     for note in notes:
         print(f"  note: {shown(note, 1000)}")
     return notes

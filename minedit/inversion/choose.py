@@ -6,11 +6,19 @@ from dataclasses import fields
 from minedit.config import MineditError, shown
 from minedit.inversion.ddim import DDIMConfig
 from minedit.inversion.direct import DirectConfig
+from minedit.inversion.edict import EDICTConfig
+from minedit.inversion.friendly import EditFriendlyConfig
+from minedit.inversion.negative import NegativePromptConfig
+from minedit.inversion.nulltext import NullTextConfig
 from minedit.settings import Settings
 
 INVERSIONS: dict[str, type[Settings]] = {  # name → its settings, which `prepare` a run; the first is the default
     "direct": DirectConfig,
     "ddim": DDIMConfig,
+    "null-text": NullTextConfig,
+    "negative-prompt": NegativePromptConfig,
+    "edit-friendly": EditFriendlyConfig,
+    "edict": EDICTConfig,
 }
 DEFAULT = next(iter(INVERSIONS))
 

@@ -12,7 +12,9 @@ from minedit.settings import Settings
 
 @dataclass(frozen=True)
 class DDIMConfig(Settings):
-    """DDIM inversion has no settings."""
+    """The sampler's steps backwards, without guidance. With guidance the photograph is not drawn again as it was: that
+    is what the others mend. DDIM inversion has no settings.
+    """
 
     def prepare(self, job: Job) -> Way:
         from minedit.inversion.course import course  # torch's: settings are read without it

@@ -1,4 +1,4 @@
-"""Fewer rows of the UNet: where the source's course is known, what it predicts is computed only for others to read."""
+"""Fewer rows of the UNet: a row whose noise is known, or that of another row, is computed only for others to read."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from minedit.attention.rules import Attn
 from minedit.sampling import ddim
 from minedit.sampling.guidance import two_way
-from minedit.sampling.loop import Predict, Step
+from minedit.sampling.loop import Predict, Step, embed
 from minedit.sampling.rows import few, needed
 from minedit.sampling.way import Job
 
@@ -18,21 +18,39 @@ def back_on(trajectory: Tensor) -> Callable[[Step], Tensor]:
     return lambda step: torch.cat([trajectory[step.index + 1], step.latents[1:]])
 
 
-def spared(job: Job, trajectory: Tensor) -> Predict:
-    """`loop.guided`, but the source's noise is that which leads along the trajectory [steps + 1, 1, 4, h, w].
+def along(trajectory: Tensor) -> Tensor:
+    """The noise [steps, 1, 4, h, w] that leads from each of the latents [steps + 1, 1, 4, h, w] to the next."""
+    pairs = ddim.schedule(len(trajectory) - 1)
+    return torch.stack([ddim.noise_between(trajectory[i], trajectory[i + 1], *pair) for i, pair in enumerate(pairs)])
 
-    Rows of the UNet that nobody reads are left out; what layers report of them is 0.
+
+def spared(job: Job, noises: Tensor) -> Predict:
+    """`loop.guided`, but the source's noise at each step is known: [steps, 1, 4, h, w].
+
+    Rows of the UNet that nobody reads are left out.
     """
-    model, guidance, schedule = job.sd, job.run.guidance, ddim.schedule(job.run.steps)
+    model, guidance = job.sd, job.run.guidance
 
     def predict(latents: Tensor, step: int, t: int, attn: Attn, context: Tensor) -> Tensor:
         count = len(latents)
-        known = ddim.noise_between(latents[:1], trajectory[step + 1], t, schedule[step][1])
         if count == 1:
-            return known
+            return noises[step]
         drawn = [*range(1, count), *range(count + 1, 2 * count)]
         rows = needed(attn.rules, drawn, {count} if attn.watch else set())
         eps = two_way(*few(model, latents, t, attn, context, {row: row for row in rows}).chunk(2), guidance)
-        return torch.cat([known, eps[1:]])
+        return torch.cat([noises[step], eps[1:]])
+
+    return predict
+
+
+def led_from_source(job: Job) -> Predict:
+    """`loop.guided` away from the source prompt: the source's two rows are one."""
+    model, guidance, text = job.sd, job.run.guidance, embed(job.sd, [job.source.text]).to(job.sd.dtype)
+
+    def predict(latents: Tensor, step: int, t: int, attn: Attn, context: Tensor) -> Tensor:
+        count = len(latents)
+        context = torch.cat([text.expand(count, -1, -1), context[count:]])
+        by = {row: row or count for row in range(2 * count)}
+        return two_way(*few(model, latents, t, attn, context, by).chunk(2), guidance)
 
     return predict

@@ -3,7 +3,8 @@
 Read in this order:
 ```
 names.py   names of rules
-cases.py   shapes, and rules with traps in them
+forms.py   rules of every form
+cases.py   shapes with traps in them, and those of Stable Diffusion
 oracle.py  the float64 answer
 hints.py   what may be wrong, from how it differs
 check.py   the verdict on a function

@@ -140,6 +140,9 @@ def _altered(rule: Rule, batch: int) -> Iterator[tuple[str, Rule]]:
 
     for name in ("q_rows", "k_rows", "v_rows"):
         yield f"ignores {name}", replace(rule, **{name: None})
+    yield "ignores the masks", replace(rule, masks=())
+    turned = tuple(replace(mask, keys=~mask.keys) for mask in rule.masks)
+    yield "hides the keys that the masks let pixels see", replace(rule, masks=turned)
     yield "ignores the edits", replace(rule, edits=())
     yield "ignores the gate", edits("gate", lambda gate: None)
     yield "takes 1 - gate for the gate", edits("gate", lambda gate: None if gate is None else 1 - gate)

@@ -30,6 +30,8 @@ def oracle(q: Tensor, k: Tensor, v: Tensor, rule: Rule | None = None, columns: b
     for start in range(0, N, step):
         pixels = slice(start, start + step)
         scores = q[:, :, pixels] @ k.transpose(2, 3) / D**0.5  # [B, H, n, T]
+        for mask in rule.masks:
+            scores[mask.row, :, ~mask.keys.to(place)[pixels]] = float("-inf")
         powers = (scores - scores.amax(3, keepdim=True)).exp()
         p = powers / powers.sum(3, keepdim=True)
         m = p.clone()

@@ -7,22 +7,26 @@ method goes on from what an inversion found, a Way too (inversion/); one whose c
 
 Read in this order:
 ```
-plan.py        the rules of each step, for a schedule of tokens
-named.py       words that a user names → words of a prompt
-localblend.py  what attention says of words → where the edit may differ from the source
-blending.py    the same as settings of any method
-p2p.py         Prompt-to-Prompt
-wordmaps.py    what attention says about words: maps, similarity, τ
-running.py     word statistics → a plan
-adapedit.py    AdapEdit: a time per word (FWT), a weight per pixel (DPS); with a statistics pass or without
-fixedseed.py   the target prompt from the same noise
-sdedit.py      the target prompt from the source, noised
-offset.py      what a difference of predictions adds to the source, step by step
-flow.py        the source moved by that difference, with no inversion
-hterm.py       h-Edit's term: what leads from the source to the target, on the source's course
-hedit.py       h-Edit, by that term and Prompt-to-Prompt's rules
+plan.py             the rules of each step, for a schedule of tokens
+named.py            words that a user names → words of a prompt
+localblend.py       what attention says of words → where the edit may differ from the source
+blending.py         the same as settings of any method
+p2p.py              Prompt-to-Prompt
+wordmaps.py         what attention says about words: maps, similarity, τ
+running.py          word statistics → a plan
+adapedit.py         AdapEdit: a time per word (FWT), a weight per pixel (DPS); with a statistics pass or without
+injected.py         layers of the target that read the source: the rules of the next three
+masactrl.py         the target's pixels look into the source picture
+freeprompt.py       the source's self-attention maps, and nothing else
+plugandplay.py      the source's self-attention maps and features of the way up
+fixedseed.py        the target prompt from the same noise
+sdedit.py           the target prompt from the source, noised
+offset.py           what a difference of predictions adds to the source, step by step
+flow.py             the source moved by that difference, with no inversion
+hterm.py            h-Edit's term: what leads from the source to the target, on the source's course
+hedit.py            h-Edit, by that term and Prompt-to-Prompt's rules
 instructpix2pix.py  an instruction, by a model of eight channels
-choose.py      names → methods
+choose.py           names → methods
 ```
 """
 

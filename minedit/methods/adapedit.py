@@ -93,14 +93,14 @@ class AdapEditConfig(Blending):
     def prepare(self, job: Job) -> Way:
         from minedit.methods.plan import unedited  # torch's: settings are read without it
         from minedit.methods.running import Running
-        from minedit.methods.wordmaps import measure
+        from minedit.methods.wordmaps import begun, measure
 
         if job.alignment.identical:
             return unedited(job)
         self.check_blend(job)
         found, pair, steps = None, (job.source, job.target), job.run.steps
         if self.measures and not self.one_pass:
-            job.tick.total += self.pass_steps(steps)
+            job.tick.total += self.pass_steps(steps) - begun(job.found, self.pass_steps(steps), steps)
             found = measure(job.sd, *pair, job.seed, job.run, self, job.tick, job.found)
         running = Running(job.sd, *pair, steps, self, found)
         way = Way(rules=running.rules, watch=running.watch, after=running.after, told=running.told)

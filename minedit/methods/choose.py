@@ -7,15 +7,21 @@ from minedit.config import MineditError, shown
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.fixedseed import FixedSeedConfig
 from minedit.methods.flow import FlowConfig
+from minedit.methods.freeprompt import FreePromptConfig
 from minedit.methods.hedit import HEditConfig
 from minedit.methods.instructpix2pix import InstructPix2PixConfig
+from minedit.methods.masactrl import MasaCtrlConfig
 from minedit.methods.p2p import P2PConfig
+from minedit.methods.plugandplay import PlugAndPlayConfig
 from minedit.methods.sdedit import SDEditConfig
 from minedit.settings import Settings
 
 METHODS: dict[str, type[Settings]] = {  # name → its settings, which `prepare` an edit; the first is the default
     "adapedit": AdapEditConfig,
     "p2p": P2PConfig,
+    "masactrl": MasaCtrlConfig,
+    "freeprompt": FreePromptConfig,
+    "plug-and-play": PlugAndPlayConfig,
     "fixed-seed": FixedSeedConfig,
     "sdedit": SDEditConfig,
     "flow": FlowConfig,

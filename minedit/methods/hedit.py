@@ -16,6 +16,9 @@ are: "9/10" of the paper is ŵ of 9, w_edit of 10. Else:
   the data set names and gives the new ones a weight of 2. Here: --controller, --blend, --reweight.
 - A source that is drawn, with the run's guidance for w, is not in it.
 
+The released 9 and 10 are for Stable Diffusion. The embedded model's backgrounds wash out by them (of four edits that
+were looked at, 20 steps, a red bird's forest most); 4 and 5 changed the bird and the time of day as well and kept more.
+
 Rows of the UNet a step, for a photograph: 1 to invert, then 4, explicit; 2 and 4 each time over, implicit, of which 1
 less behind the last step with injected attention. A drawn source: 5; 4 and 4. Released, in the same order, 2 rows twice
 to invert, 9, and 4 and 5.

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Attn, Seen
+from minedit.attention.inside import Seen
+from minedit.attention.rules import Attn
 from minedit.methods import Job
 from minedit.sampling import ddim
 from minedit.sampling.guidance import two_way

@@ -193,6 +193,11 @@ def spatial(
     )
 
 
+def begun(found: Way | None, pass_steps: int, steps: int) -> int:
+    """The step at which the pass begins, where an inversion leaves out some of a run of `steps`."""
+    return found.first * pass_steps // steps if found else 0
+
+
 def measure(
     sd: Model,
     source: Prompt,
@@ -205,8 +210,8 @@ def measure(
 ) -> Statistics:
     """AdapEdit's statistics pass: the target (or source) prompt alone, from the noise of `seed`, or of an inversion."""
     prompt, key_words, _ = subject(source, target)
-    begin, first = (found.start, found.first * settings.pass_steps(run.steps) // run.steps) if found else (None, 0)
-    run = replace(run, steps=settings.pass_steps(run.steps))
+    first = begun(found, settings.pass_steps(run.steps), run.steps)
+    begin, run = found and found.start, replace(run, steps=settings.pass_steps(run.steps))
     looks = range(run.steps - 1 if settings.statistics == "last" else 0, run.steps)
     watch, seen = watched(sd, settings), Average()
 

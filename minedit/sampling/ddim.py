@@ -76,14 +76,20 @@ def step(
     Returns:
         (x at t_prev, predicted clean latent).
     """
-    a, a_prev = alpha(t), alpha(t_prev)
     x0 = predict_x0(x, eps, t)
+    found, sigma = mean(x0, eps, t, t_prev, eta)
     if eta == 0:
-        return math.sqrt(a_prev) * x0 + math.sqrt(1 - a_prev) * eps, x0
+        return found, x0
     if noise is None:
         raise ValueError(f"eta is {eta}, expected noise to go with it")
-    sigma = eta * math.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
-    return math.sqrt(a_prev) * x0 + math.sqrt(max(1 - a_prev - sigma**2, 0)) * eps + sigma * noise, x0
+    return found + sigma * noise, x0
+
+
+def mean(x0: Tensor, eps: Tensor, t: int, t_prev: int, eta: float = 0.0) -> tuple[Tensor, float]:
+    """(what a step from t to t_prev adds its noise to, the standard deviation of that noise)."""
+    a, a_prev = alpha(t), alpha(t_prev)
+    sigma = eta and eta * math.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+    return math.sqrt(a_prev) * x0 + math.sqrt(max(1 - a_prev - sigma**2, 0)) * eps, sigma
 
 
 def inverse_step(x: Tensor, eps: Tensor, t: int, t_prev: int) -> Tensor:
@@ -92,8 +98,10 @@ def inverse_step(x: Tensor, eps: Tensor, t: int, t_prev: int) -> Tensor:
 
 
 def noise_between(x: Tensor, x_prev: Tensor, t: int, t_prev: int) -> Tensor:
-    """The eps along which a step leads from x at t to x_prev at t_prev."""
+    """The eps along which a step leads from x at t to x_prev at t_prev; 0 where every eps leads to x itself."""
     a, a_prev = alpha(t), alpha(t_prev)
+    if a == a_prev:  # the last of 1000 steps
+        return torch.zeros_like(x)
     scale = math.sqrt(a_prev / a)
     return (x_prev - scale * x) / (math.sqrt(1 - a_prev) - scale * math.sqrt(1 - a))
 

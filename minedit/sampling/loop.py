@@ -167,6 +167,15 @@ class Ticks:
             self.progress(self.done, self.total)
 
 
+def check_sides(sd: Model, run: Numbers) -> None:
+    """Raises MineditError where a height or width that is given is no whole number of latents."""
+    multiple = sd.config.vae.factor
+    for name, side in (("height", run.height), ("width", run.width)):
+        whole = isinstance(side, Integral) and not isinstance(side, bool)
+        if side is not None and (not whole or side < 1 or side % multiple):
+            raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
+
+
 @dataclass(frozen=True)
 class Run(Numbers):
     """A sampling run."""
@@ -176,11 +185,7 @@ class Run(Numbers):
 
         And where a file that the weights stay in was written to since the model was loaded.
         """
-        multiple = sd.config.vae.factor
-        for name, side in (("height", self.height), ("width", self.width)):
-            whole = isinstance(side, Integral) and not isinstance(side, bool)
-            if side is not None and (not whole or side < 1 or side % multiple):
-                raise MineditError(f"{name} is {side!r}, expected a multiple of {multiple} pixels for {sd.config.name}")
+        check_sides(sd, self)
         sd.check_files()
         check_memory(sd, rows, *(side or sd.config.image_size for side in (self.height, self.width)))
 

@@ -9,21 +9,34 @@ import torch
 from minedit.config import MineditError
 from minedit.stack.model import Model
 
-UNET, VAE, EAGER = 34, 4, 3  # activations of their largest kind that are held at once; benchmarks/memory.py
+# activations of their largest kind that are held at once; benchmarks/memory.py. GRADIENTS: in a row that asks for those
+# of the text, its blocks keeping their inputs alone; SD-v1.4 held 350 MB for 512 x 512 pixels, 146 MB for 256 x 256
+UNET, VAE, EAGER, GRADIENTS = 34, 4, 3, 90
 
 
-def check_memory(sd: Model, rows: int, height: int, width: int) -> None:
-    """Raises MineditError where `rows` pictures of this size need more memory than their device has free."""
-    needs, there = needed(sd, rows, height, width), free(sd.device)
+def check_memory(sd: Model, rows: int, height: int, width: int, gradients: bool = False) -> None:
+    """Raises MineditError where `rows` pictures of this size need more memory than their device has free.
+
+    gradients: of the text, by one row of the UNet for each picture.
+    """
+    needs, there = needed(sd, rows, height, width, gradients), free(sd.device)
     if there is not None and needs > there:
         what = f"{rows} pictures of {height}x{width} pixels need" if rows > 1 else f"{height}x{width} pixels need"
         found = f"{what} about {needs / 1e9:,.1f} GB of memory, {there / 1e9:,.1f} GB are free on {sd.device}"
         raise MineditError(f"{found}; choose a smaller --height and --width, or fewer prompts at once")
 
 
-def needed(sd: Model, rows: int, height: int, width: int) -> int:
+def needed(sd: Model, rows: int, height: int, width: int, gradients: bool = False) -> int:
     """Bytes beside the weights: the most that the UNet or the decoder holds at once, about."""
+    if gradients:
+        return of_gradients(sd, rows, height, width)
     return max(of_unet(sd, rows, height, width), of_decoder(sd, rows, height, width))
+
+
+def of_gradients(sd: Model, rows: int, height: int, width: int) -> int:
+    """Of the text, in a row of the UNet for each picture; and of one convolution's weights, in another order."""
+    activations = GRADIENTS * rows * (height * width // sd.config.vae.factor**2) * sd.config.unet.channels[0]
+    return (activations + max(weight.numel() for weight in sd.unet.parameters())) * sd.dtype.itemsize
 
 
 def of_unet(sd: Model, rows: int, height: int, width: int) -> int:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Attn, Rule, Seen, spread
+from minedit.attention.inside import Seen, spread
+from minedit.attention.rules import Attn, Rule
 from minedit.stack.model import Model
 
 

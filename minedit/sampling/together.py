@@ -63,7 +63,8 @@ def _merged(rules: Sequence[tuple[Rule, tuple[int, ...]]], size: int) -> Rule:
             for row in rows if getattr(rule, name) else ():
                 route[row] = getattr(rule, name)[row]
         routes[name] = tuple(route) if any(getattr(rule, name) for rule, _ in moved) else None
-    return Rule(**routes, edits=tuple(edit for rule, _ in moved for edit in rule.edits))
+    parts = {name: tuple(each for rule, _ in moved for each in getattr(rule, name)) for name in ("edits", "masks")}
+    return Rule(**routes, **parts)
 
 
 def _of(seen: Seen, rows: Sequence[int]) -> Seen:

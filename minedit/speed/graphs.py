@@ -8,13 +8,13 @@ shapes, rows, which layers have a rule, tells recordings apart: `Recorded` has o
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Attn, Edit, Gate, Rule, Seen
+from minedit.attention.rules import Attn, Edit, Gate, Rule, Seen, Split
 from minedit.config import MineditError
 
 LIMIT = 16  # recordings kept; an edit makes four to eight
@@ -122,18 +122,23 @@ def taken_apart(rules: Mapping[str, Rule]) -> tuple[Hashable, list[Tensor]]:
     kind, tensors = [], []
     for name in sorted(rules):
         rule = rules[name]
-        kind.append((name, rule.q_rows, rule.k_rows, rule.v_rows, tuple(_kind(edit) for edit in rule.edits)))
+        routes = rule.q_rows, rule.k_rows, rule.v_rows
+        masks = tuple((mask.row, astuple(mask.keys) if isinstance(mask.keys, Split) else ()) for mask in rule.masks)
+        kind.append((name, *routes, tuple(_kind(edit) for edit in rule.edits), masks))
         tensors += [x for edit in rule.edits for x in _tensors(edit)]
+        tensors += [mask.keys for mask in rule.masks if isinstance(mask.keys, Tensor)]
     return tuple(kind), tensors
 
 
 def put_together(rules: Mapping[str, Rule], tensors: list[Tensor]) -> dict[str, Rule]:
     """The rules with these tensors, in the order of `taken_apart`, in the places of their own."""
     rest = iter(tensors)
-    return {
-        name: replace(rules[name], edits=tuple(_with(edit, rest) for edit in rules[name].edits))
-        for name in sorted(rules)
-    }
+    found = {}
+    for name in sorted(rules):
+        edits = tuple([_with(edit, rest) for edit in rules[name].edits])
+        masks = (replace(m, keys=next(rest)) if isinstance(m.keys, Tensor) else m for m in rules[name].masks)
+        found[name] = replace(rules[name], edits=edits, masks=tuple(masks))
+    return found
 
 
 def _kind(edit: Edit) -> Hashable:

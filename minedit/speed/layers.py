@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minedit.attention.rules import Attn
+from minedit.attention.rules import Attn, branch
 from minedit.speed.fused import (
     add,
     add_layer_norm,
@@ -77,12 +77,12 @@ def _without_bias(layer: nn.Module, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
 
 
-def _res_block(layer: ResBlock, bias: Tensor, x: Tensor, shifts: Tensor) -> Tensor:
+def _res_block(layer: ResBlock, bias: Tensor, x: Tensor, shifts: Tensor, attn: Attn) -> Tensor:
     """shifts: what `_embed_time_once` makes of the time for all ResBlocks; this one's are `layer.part`."""
     (norm1, _, conv1), (norm2, _, _, conv2) = layer.in_layers, layer.out_layers
     h = _without_bias(conv1, group_norm(x, norm1, silu=True))
     h = _without_bias(conv2, group_norm(h, norm2, silu=True, shift=shifts[:, layer.part]))
-    return add(_without_bias(layer.skip_connection, x), h, bias)
+    return add(_without_bias(layer.skip_connection, x), branch(h, attn.rules.get(layer.name)), bias)
 
 
 def _resnet_block(layer: ResnetBlock, bias: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minedit.attention.rules import Attn, Seen, Site
+from minedit.attention.rules import Attn, Seen, Site, branch
 from minedit.attention.sdpa import sdpa
 from minedit.config import MineditError, UNetConfig
 from minedit.stack.times import TimeEmbed
@@ -44,7 +44,7 @@ class CrossAttention(nn.Module):
         q, k, v = map(self._heads, projected)
         rule = attn.rules.get(self.site.name)
         if rule is not None:
-            rule = rule.resolve(x)
+            rule = rule.resolve(x, attn.seen)
         attend = attn.attend or sdpa
         wanted = attn.watch.get(self.site.name)
         out, columns = attend(q, k, v, rule, columns=True) if wanted else (attend(q, k, v, rule), None)
@@ -133,9 +133,9 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(nn.GroupNorm(groups, c_out), nn.SiLU(), nn.Identity(), last)
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, attn: Attn) -> Tensor:
         h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        return self.skip_connection(x) + branch(self.out_layers(h), attn.rules.get(self.name))
 
 
 class Downsample(nn.Module):
@@ -166,7 +166,7 @@ class Block(nn.Sequential):
     def forward(self, x: Tensor, emb: Tensor, context: Tensor, attn: Attn, size: torch.Size) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, emb)
+                x = layer(x, emb, attn)
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context, attn)
             elif isinstance(layer, Upsample):
@@ -222,6 +222,8 @@ class UNet(nn.Module):
         last = _zero(nn.Conv2d(c, cfg.out_channels, 3, padding=1))
         self.out = nn.Sequential(nn.GroupNorm(groups, c), nn.SiLU(), last)
         self.sites: tuple[Site, ...] = tuple(m.site for m in self.modules() if isinstance(m, CrossAttention))
+        for name, module in self.named_modules():
+            module.name = name  # by which a Rule is a ResBlock's
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None) -> Tensor:
         """x [B,4,h,w], timesteps t [B] in 0 … 999, text [B,T,context_dim] -> predicted noise [B,4,h,w].

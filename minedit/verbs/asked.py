@@ -11,7 +11,7 @@ from minedit import photo as photos
 from minedit.config import MineditError, shown
 from minedit.sampling import lcm
 from minedit.sampling.coded import encode
-from minedit.sampling.loop import Run, Step
+from minedit.sampling.loop import Run, Step, check_sides
 from minedit.sampling.way import Photo
 from minedit.settings import Settings
 from minedit.stack.model import Model
@@ -54,8 +54,12 @@ def read_photo(sd: Model, image: Image | Tensor, run: Run) -> tuple[Photo, Run]:
         if image.ndim != 4 or image.shape[:2] != (1, channels) or not image.is_floating_point():
             found = f"image is a tensor {list(image.shape)} of {image.dtype}"
             raise MineditError(f"{found}, expected latents [1, {channels}, h, w] of floats, or a picture")
+        if not image.numel() or not image.isfinite().all():
+            what = "image is latents with NaN or infinity among them" if image.numel() else "image is no latents at all"
+            raise MineditError(f"{what}; expected finite ones, such as an edit's edited_latent")
         height, width = (side * factor for side in image.shape[2:])
-        if (run.height or height, run.width or width) != (height, width):
+        check_sides(sd, run)
+        if run.height not in (None, height) or run.width not in (None, width):
             raise MineditError(f"the latents are of {height}x{width} pixels; expected that height and width, or none")
         latents = image.detach().to(sd.device, torch.float32) * sd.config.latent_scale
         digest = photos.digest(latents.cpu().numpy().tobytes())
@@ -70,7 +74,8 @@ def read_photo(sd: Model, image: Image | Tensor, run: Run) -> tuple[Photo, Run]:
 
 
 def sized(sd: Model, image: Image, run: Run) -> Run:
-    """The run, in the size in which a photograph is edited."""
+    """The run, in the size in which a photograph is edited. Raises MineditError."""
+    check_sides(sd, run)
     least = sd.config.vae.factor * 2 ** (len(sd.config.unet.channels) - 1)  # a pixel of the UNet's coarsest map
     height, width = photos.sides(image.size, sd.config.image_size, least, run.height, run.width)
     return replace(run, height=height, width=width)

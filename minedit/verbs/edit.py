@@ -21,7 +21,7 @@ from minedit.stack.model import Model
 from minedit.stack.tokens import align
 from minedit.verbs.asked import OnStep, check_model, check_reads, read_photo, read_prompt
 from minedit.verbs.counted import counted
-from minedit.verbs.results import EditResult, change, reading, record, redrawn
+from minedit.verbs.results import EditResult, change, reading, record, redrawn, unsaid
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def edits(
     """The picture of `source`, or a photograph, and an edit of it for each target, in one batch where methods allow it.
 
     Args:
-        source: what the picture shows; a photograph is inverted by it, and may have none: "".
+        source: what the picture shows; it is also the prompt that a photograph is inverted by, and may be empty then.
         targets: prompts, or mappings such as {"target": "a sitting boy", "tau": 0.4}: what they say of the method and
             its settings takes the place of what is said below.
         method: one of `minedit.METHODS`.
@@ -101,16 +101,14 @@ def edits(
     shared = {"photo": photo, "methods": METHODS, "drawn": {}}
     jobs = [Job(sd, prompt, aim, align(prompt, aim), seed, run, tick, **shared) for aim in aims]
     with counted(sd.unet) as rows:
-        found = {
-            each.inverse: each.inverse.prepare(job) for each, job in zip(wanted, jobs, strict=True) if each.inverse
-        }
+        inverses = dict.fromkeys(each.inverse for each in wanted if each.inverse)
+        found = {each: each.prepare(jobs[0]) for each in inverses}  # of the photograph and its prompt alone
         jobs = [replace(job, found=found.get(each.inverse)) for each, job in zip(wanted, jobs, strict=True)]
         ways = [each.chosen.prepare(job) for each, job in zip(wanted, jobs, strict=True)]
         results: dict[int, EditResult] = {}
-        batches = _batches(ways, wanted)
+        batches = _batches(ways, wanted, jobs)
         tick.total += sum(run.steps - way.first for way, _ in batches) - run.steps
         for batch, members in batches:
-            batch = batch.on(jobs[members[0]].found) if jobs[members[0]].found else batch
             prompts = batch.prompts or (source, *(wanted[at].target for at in members))
             hooks = batch.rules, batch.watch, batch.start, batch.first, batch.after, batch.predict
             for step in run(sd, prompts, [seed] * len(prompts), tick, *hooks):
@@ -124,7 +122,7 @@ def edits(
             for at, row in zip(members, range(len(images) - len(members), len(images)), strict=True):
                 told = ways[at].on(jobs[at].found).told() if jobs[at].found else ways[at].told()
                 pair = images[:1] if row == 0 else [images[0], images[row]]
-                read = reading(sd, (prompt, aims[at]))
+                read = *unsaid(prompt, bool(wanted[at].inverse)), *reading(sd, (prompt, aims[at]))
                 made = wanted[at].method, seed, run, wanted[at].chosen, photo and photo.digest, wanted[at].inverse
                 results[at] = EditResult(
                     source=images[0],
@@ -159,9 +157,10 @@ def _wanted(
     return Wanted(target, chosen, method_settings(chosen, settings, rest), inverse)
 
 
-def _batches(ways: Sequence[Way], wanted: Sequence[Wanted]) -> list[tuple[Way, list[int]]]:
+def _batches(ways: Sequence[Way], wanted: Sequence[Wanted], jobs: Sequence[Job]) -> list[tuple[Way, list[int]]]:
     """What is drawn in one batch each: edits that join, from one inversion; any other alone."""
     members: dict[object, list[int]] = {}
     for at, way in enumerate(ways):
         members.setdefault(("joined", wanted[at].inverse) if joins(way) else at, []).append(at)
-    return [(together([ways[at] for at in each]), each) for each in members.values()]
+    batches = [(together([ways[at] for at in each]), jobs[each[0]].found, each) for each in members.values()]
+    return [(way.on(found) if found else way, each) for way, found, each in batches]

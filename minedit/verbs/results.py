@@ -92,6 +92,12 @@ def redrawn(photo: Photo | None, source: Image) -> tuple[str, ...]:
     return (f"the photograph as it is drawn again: PSNR {10 * math.log10(255**2 / max(mean, 1e-9)):.1f} dB",)
 
 
+def unsaid(source: Prompt, inverted: bool) -> tuple[str, ...]:
+    """A note on a photograph that is inverted by a prompt without words."""
+    fault = "the source prompt is empty: the photograph is inverted by no text; write what it shows"
+    return (fault,) if inverted and not source.words else ()
+
+
 def reading(sd: Model, prompts: Sequence[Prompt]) -> tuple[str, ...]:
     """Notes on marks that the model reads as plain text, and on words that it was never trained on."""
     marks = dict.fromkeys(mark for prompt in prompts for mark in foreign(prompt.text))
