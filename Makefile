@@ -34,8 +34,8 @@ kernels: $(VENV)/installed ## compile the fused kernel for GPUs, here or not: re
 	$(BIN)/python tests/compile_kernels.py $(ARGS)
 
 parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
-	COMPVIS="$(COMPVIS)" P2P="$(P2P)" FLOWEDIT="$(FLOWEDIT)" MASACTRL="$(MASACTRL)" FREEPROMPT="$(FREEPROMPT)" PNP="$(PNP)" \
-	  PNPINVERSION="$(PNPINVERSION)" DDPM_INVERSION="$(DDPM_INVERSION)" EDICT="$(EDICT)" \
+	COMPVIS="$(COMPVIS)" P2P="$(P2P)" FLOWEDIT="$(FLOWEDIT)" HEDIT="$(HEDIT)" MASACTRL="$(MASACTRL)" FREEPROMPT="$(FREEPROMPT)" \
+	  PNP="$(PNP)" PNPINVERSION="$(PNPINVERSION)" DDPM_INVERSION="$(DDPM_INVERSION)" EDICT="$(EDICT)" \
 	  $(VENV)-parity/bin/python -m pytest -q -s tests/parity $(ARGS)
 
 bench: $(VENV)/installed $(VENV)-parity/installed ## time kernels, edits, a full-size UNet beside diffusers'; rows go to benchmarks/*.csv

@@ -8,6 +8,7 @@ from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.fixedseed import FixedSeedConfig
 from minedit.methods.flow import FlowConfig
 from minedit.methods.freeprompt import FreePromptConfig
+from minedit.methods.hedit import HEditConfig
 from minedit.methods.instructpix2pix import InstructPix2PixConfig
 from minedit.methods.masactrl import MasaCtrlConfig
 from minedit.methods.p2p import P2PConfig
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Settings]] = {  # name → its settings, which `prepare`
     "fixed-seed": FixedSeedConfig,
     "sdedit": SDEditConfig,
     "flow": FlowConfig,
+    "h-edit": HEditConfig,
     "instruct-pix2pix": InstructPix2PixConfig,
 }
 DEFAULT = next(iter(METHODS))
