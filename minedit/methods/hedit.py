@@ -29,7 +29,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from minedit.config import MineditError
-from minedit.inversion.direct import DirectConfig
 from minedit.methods import Job, Way
 from minedit.methods.p2p import P2PConfig
 from minedit.settings import setting, settings
@@ -72,7 +71,7 @@ class HEditConfig(P2PConfig):
         if job.run.eta:
             raise MineditError(f"eta is {job.run.eta:g}, expected 0: h-Edit's form here is the deterministic one")
         way = super().prepare(job)  # first: it may raise
-        found = DirectConfig().prepare(job) if job.photo else None
+        found = job.inversions["direct"]().prepare(job) if job.photo else None
         if not way.prompts:
             way = replace(way, predict=predicting(job, self, found and found.predict))
         return way.on(found) if found else way

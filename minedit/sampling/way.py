@@ -71,6 +71,7 @@ class Job:
     photo: Photo | None = None
     found: Way | None = None  # what the inversion of the photo found, for a method to look at; the run goes on from it
     methods: Mapping[str, type] = field(default_factory=dict)  # all by name, for one that takes the rules of another
+    inversions: Mapping[str, type] = field(default_factory=dict)  # all by name, for a method that chooses its own
     drawn: dict[str, Tensor] = field(default_factory=dict)  # what jobs of one source, seed and run draw but once
 
     def picture(self) -> Tensor:

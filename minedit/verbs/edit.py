@@ -9,7 +9,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from minedit.config import MineditError, shown
-from minedit.inversion.choose import inversion_settings
+from minedit.inversion.choose import INVERSIONS, inversion_settings
 from minedit.methods.choose import DEFAULT, METHODS, method_settings
 from minedit.sampling.coded import pictures
 from minedit.sampling.loop import Progress, Run, Ticks
@@ -106,7 +106,7 @@ def edits(
     sd, run, steer = steered(sd, run, control, hint, control_scale, shape=photo is None)
     prompt, tick = read_prompt(sd, source, empty=photo is not None), Ticks(progress, run.steps)
     aims = [read_prompt(sd, each.target) for each in wanted]
-    shared = {"photo": photo, "methods": METHODS, "drawn": {}}
+    shared = {"photo": photo, "methods": METHODS, "inversions": INVERSIONS, "drawn": {}}
     jobs = [Job(sd, prompt, aim, align(prompt, aim), seed, run, tick, **shared) for aim in aims]
     with counted(sd.unet) as rows:
         inverses = dict.fromkeys(each.inverse for each in wanted if each.inverse)
