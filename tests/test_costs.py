@@ -19,16 +19,37 @@ STEPS = 5
 PAIR = "a boy in the park", "a sitting boy in the park"
 DRAWN = "a picture of the source prompt"  # in place of a photograph
 AS_IT_IS = "a photograph"  # of methods that invert none
+PAIRS = 4 * STEPS  # source and target, each without and with its prompt
+# By the step from which a run begins: rows of the edit where the source's course is known, which are the target's two,
+# and those of the source that it reads.
+READ = {
+    "fixed-seed": lambda step: 0,
+    "p2p": lambda step: int(step < 4),  # .8 of the steps
+    "adapedit": lambda step: 1,
+    "masactrl": lambda step: 2 * (step == 4),  # both halves, from the fifth step on
+    "freeprompt": lambda step: int(step < 2),  # .4
+    "plug-and-play": lambda step: int(step < 4),  # .8
+}
+
+
+def lean(method, first=0):
+    return sum(2 + READ[method](step) for step in range(first, STEPS)) + statistics(method, first)
+
+
+def statistics(method, first=0):
+    return 2 * (STEPS - first) if method == "adapedit" else 0
+
+
 COST = {
-    ("fixed-seed", DRAWN): 4 * STEPS,
-    ("fixed-seed", "ddim"): STEPS + 4 * STEPS,
-    ("fixed-seed", "direct"): STEPS + 2 * STEPS,  # nothing reads the source
-    ("p2p", DRAWN): 4 * STEPS,
-    ("p2p", "ddim"): STEPS + 4 * STEPS,
-    ("p2p", "direct"): STEPS + 3 * 4 + 2 * 1,  # the source is read for .8 of the steps
-    ("adapedit", DRAWN): 2 * STEPS + 4 * STEPS,  # statistics first
-    ("adapedit", "ddim"): STEPS + 2 * STEPS + 4 * STEPS,
-    ("adapedit", "direct"): STEPS + 2 * STEPS + 3 * STEPS,
+    **{(method, DRAWN): PAIRS + statistics(method) for method in READ},
+    **{(method, "ddim"): STEPS + PAIRS + statistics(method) for method in READ},
+    **{(method, "direct"): STEPS + lean(method) for method in READ},
+    # ten inner steps at each, the row that they aim at and the one that they end with
+    **{(method, "null-text"): STEPS + 12 * STEPS + PAIRS + statistics(method) for method in READ},
+    **{(method, "negative-prompt"): STEPS + 3 * STEPS + statistics(method) for method in READ},  # source: one row
+    **{(method, "edit-friendly"): 2 * 4 + lean(method, first=1) for method in READ},  # .36 of the steps left out
+    # two latents, .8 of the steps: inverted by guidance, then drawn
+    **{(method, "edict"): 2 * (2 * 4 + 4 * 4) + statistics(method, first=1) for method in READ},
     ("sdedit", DRAWN): 2 * STEPS + 2 * 4,  # .8 of the steps
     ("sdedit", AS_IT_IS): 2 * 4,
     ("flow", DRAWN): 2 * STEPS + 4 * 3,  # the first .3 skipped

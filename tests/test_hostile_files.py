@@ -36,6 +36,7 @@ from hostile import (
 from minedit.config import MineditError
 from minedit.files.checkpoint import load
 from minedit.files.formats import read
+from minedit.files.stored import Files
 
 BROKEN = {
     f"{kind}: {what}": (archive(data) if kind == "pickle" else data, says)
@@ -163,7 +164,7 @@ def test_any_byte_may_be_another(tmp_path, kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("files", [lambda: None, dict], ids=["by tensor", "whole"])
+@pytest.mark.parametrize("files", [lambda: None, Files], ids=["by tensor", "whole"])
 def test_a_file_that_shrinks_while_it_is_read(tmp_path, dtype, files):
     path = tmp_path / "file"
     path.write_bytes(hostile.safetensors({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}))

@@ -18,7 +18,7 @@ from small_model import small_model
 
 import minedit
 from minedit import METHODS, cli, image
-from minedit.cli import options
+from minedit.cli import origin
 from minedit.files.lora import merge
 from minedit.inversion.choose import INVERSIONS
 from minedit.sampling.numbers import Numbers
@@ -34,7 +34,7 @@ def defaults() -> dict[str, dict[str, object]]:
     inversions = {f"inversion {name}": kind for name, kind in INVERSIONS.items()}
     kinds = {"run": Numbers, **METHODS, **inversions}
     found = {name: {field.name: field.default for field in fields(kind)} for name, kind in kinds.items()}
-    args = vars(options.parse(["generate", BOY]))
+    args = vars(origin.parse(["generate", BOY]))
     found["options"] = {name: args[name] for name in ("seed", "device", "dtype", "fast", "attention", "lora")}
     return json.loads(json.dumps(found))
 

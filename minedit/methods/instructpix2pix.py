@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class InstructPix2PixConfig(Settings):
     """InstructPix2Pix: a photograph is edited by an instruction, by a model that was trained to (`--model`, of eight
     channels). TARGET is the instruction, "make the boy sit", unless `instruction` is given; SOURCE is not read.
-    `guidance` leads towards the text; at 0 the photograph is drawn as it is."""
+    `guidance` leads towards the text; at 0 nothing is asked for."""
 
     image_guidance: float = setting(1.5, "scale of the guidance towards the photograph; more keeps more of it", low=0)
     instruction: str | None = setting(None, "what is to be done, for pairs of captions", str, none="the target prompt")

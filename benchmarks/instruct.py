@@ -1,0 +1,53 @@
+"""What the embedded model's InstructPix2Pix does: renderings of the closed world's test pairs as photographs.
+
+    python benchmarks/instruct.py [--per-kind 4] [--steps 20] [--guidance 7.5] [--image-guidance 1.5]
+
+S, P and identity as the judge reads them (picturebook/score.py), and PSNR to the renderer's counterfactual, beside that
+of the photograph. At --guidance 0 nothing is asked for: the photograph should come back.
+"""
+
+import argparse
+import statistics
+
+import minedit
+from minedit.files.checkpoint import weights_folder
+from minedit.image import to_tensor
+from minedit.picturebook.score import mean, rendered, score
+from minedit.picturebook.training.train_judge import load_judge
+from minedit.picturebook.training.train_vae import psnr
+from minedit.picturebook.world.draw import stream
+from minedit.picturebook.world.edits import pairs
+from minedit.picturebook.world.instructions import instruct
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--per-kind", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument("--image-guidance", type=float, default=1.5)
+    args = parser.parse_args()
+    sd, judge = minedit.load("instruct-pix2pix"), load_judge(weights_folder() / "picturebook-judge.safetensors")
+    picked = [pair for pair in pairs("test") if int(pair.id.rsplit("-", 1)[1]) < args.per_kind]
+    numbers = {"steps": args.steps, "guidance": args.guidance, "image_guidance": args.image_guidance}
+    sources, edited, near, apart = [], [], [], []
+    for pair in picked:
+        photo, truth = rendered(pair)
+        text = instruct(pair.before, pair.after, stream(pair.seed, "instruct"))
+        res = minedit.edit(sd, "", text, "instruct-pix2pix", image=photo, seed=pair.seed, **numbers)
+        sources.append(res.source)
+        edited.append(res.edited)
+        aim = to_tensor(truth if args.guidance else res.source)
+        near.append(psnr(to_tensor(res.edited), aim).item())
+        apart.append(psnr(to_tensor(photo), aim).item())
+    found = score(judge, picked, sources, edited)
+    print(f"{len(picked)} pairs, {numbers}")
+    for name in ("s", "p", "identity"):
+        value, low, high, count = mean([getattr(each, name) for each in found])
+        print(f"  {name:9} {value:.3f} ({low:.3f} to {high:.3f}), of {count}")
+    what = "the counterfactual" if args.guidance else "the photograph as the autoencoder has it"
+    print(f"  PSNR to {what} {statistics.mean(near):.1f} dB, of the photograph itself {statistics.mean(apart):.1f} dB")
+
+
+if __name__ == "__main__":
+    main()
