@@ -54,6 +54,8 @@ COST = {
     ("sdedit", AS_IT_IS): 2 * 4,
     ("flow", DRAWN): 2 * STEPS + 4 * 3,  # the first .3 skipped
     ("flow", AS_IT_IS): 4 * 3,
+    ("adapedit+", DRAWN): 2 * STEPS + 4 + 4 * 4,  # the first .2 skipped, the next with mutual attention and without
+    ("adapedit+", AS_IT_IS): 4 + 4 * 4,
     ("h-edit", DRAWN): 4 * STEPS + 4 * 3 + 3 * 2,  # the source is read for .6 of the steps
     ("h-edit", AS_IT_IS): STEPS + 2 * STEPS + 4 * 3 + 3 * 2,
     ("instruct-pix2pix", AS_IT_IS): 3 * STEPS,

@@ -23,6 +23,8 @@ fixedseed.py        the target prompt from the same noise
 sdedit.py           the target prompt from the source, noised
 offset.py           what a difference of predictions adds to the source, step by step
 flow.py             the source moved by that difference, with no inversion
+probed.py           mutual self-attention, measured at the first step before it acts
+adapedit_plus.py    the source moved so, which the target looks into where that is measured to fit
 hterm.py            h-Edit's term: what leads from the source to the target, on the source's course
 hedit.py            h-Edit, by that term and Prompt-to-Prompt's rules
 instructpix2pix.py  an instruction, by a model of eight channels

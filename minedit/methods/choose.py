@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 from minedit.config import MineditError, shown
 from minedit.methods.adapedit import AdapEditConfig
+from minedit.methods.adapedit_plus import AdapEditPlusConfig
 from minedit.methods.fixedseed import FixedSeedConfig
 from minedit.methods.flow import FlowConfig
 from minedit.methods.freeprompt import FreePromptConfig
@@ -18,6 +19,7 @@ from minedit.settings import Settings
 
 METHODS: dict[str, type[Settings]] = {  # name → its settings, which `prepare` an edit; the first is the default
     "adapedit": AdapEditConfig,
+    "adapedit+": AdapEditPlusConfig,
     "p2p": P2PConfig,
     "masactrl": MasaCtrlConfig,
     "freeprompt": FreePromptConfig,
