@@ -246,7 +246,7 @@ MISTAKES = {
     "empty prompt": (["edit", BOY, ""], "''"),
     "blank prompt": (["generate", "  "], "'  '"),
     "over-long prompt": (["edit", BOY, "a very " * 40 + "tall boy"], "cut"),
-    "unknown method": (["edit", BOY, SITTING, "--method", "magic"], "adapedit, p2p, masactrl"),
+    "unknown method": (["edit", BOY, SITTING, "--method", "magic"], "adapedit, adapedit+, p2p, masactrl"),
     "unknown device": (["edit", BOY, SITTING, "--device", "abacus"], "abacus"),
     "unknown dtype": (["edit", BOY, SITTING, "--dtype", "int8"], "int8"),
     "unknown attention": (["edit", BOY, SITTING, "--attention", "magic"], "magic"),

@@ -209,7 +209,7 @@ def test_rules_that_leave_attention_alone_change_nothing(sd, monkeypatch):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ({"rules": "magic"}, "rules is 'magic', expected one of adapedit, p2p"),
+        ({"rules": "magic"}, "rules is 'magic', expected one of adapedit, adapedit"),
         ({"rules": "sdedit"}, "rules is 'sdedit', which edits no attention of a pair"),
         ({"rules": "fixed-seed"}, "rules is 'fixed-seed', which edits no attention of a pair"),
         ({"rules": "flow"}, "rules is 'flow', which edits no attention of a pair"),
