@@ -11,7 +11,7 @@ on ε(target), which reads the source of the same time; ε(source) of the edit's
 The defaults are those of the released code for h-Edit-D with Prompt-to-Prompt (nktoan/h-edit, h_edit_D_p2p): "9/10" of
 the paper is ŵ of 9, w_edit of 10. Agreement with it is shown in part only: one word replaced, final latents within 9e-6
 after 4 implicit steps at 9/10, 5e-5 after 10 explicit ones at 2.5/2, but 8e-4 after 20 implicit ones, which is not
-explained. Terms added twice, and blends, have not been compared: that test of tests/parity fails. What differs by intent:
+explained. Terms added twice, and blends, have not been compared: their test in tests/parity fails. Meant to differ:
 - The released run of this form has times 980 ... 0; here 981 ... 1, as everywhere, whose last step changes the edit.
 - Self-attention is the source's up to config.self_size, 16 x 16; released: 32 x 32. Words: as p2p.py says.
 - Its script for PIE-Bench replaces words only in eight pictures that it names, elsewhere refines; blends the words that
