@@ -11,10 +11,9 @@ import statistics
 
 import minedit
 from minedit.files.checkpoint import weights_folder
-from minedit.image import to_tensor
+from minedit.image import psnr
 from minedit.picturebook.score import mean, rendered, score
 from minedit.picturebook.training.train_judge import load_judge
-from minedit.picturebook.training.train_vae import psnr
 from minedit.picturebook.world.draw import stream
 from minedit.picturebook.world.edits import pairs
 from minedit.picturebook.world.instructions import instruct
@@ -37,9 +36,9 @@ def main() -> None:
         res = minedit.edit(sd, "", text, "instruct-pix2pix", image=photo, seed=pair.seed, **numbers)
         sources.append(res.source)
         edited.append(res.edited)
-        aim = to_tensor(truth if args.guidance else res.source)
-        near.append(psnr(to_tensor(res.edited), aim).item())
-        apart.append(psnr(to_tensor(photo), aim).item())
+        aim = truth if args.guidance else res.source
+        near.append(psnr(res.edited, aim))
+        apart.append(psnr(photo, aim))
     found = score(judge, picked, sources, edited)
     print(f"{len(picked)} pairs, {numbers}")
     for name in ("s", "p", "identity"):

@@ -12,17 +12,16 @@ drawn, less is to be drawn again. Rows go to benchmarks/inversion.csv.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from datetime import date
 from pathlib import Path
 
 import torch
-from PIL import ImageChops, ImageStat
 from PIL.Image import Image
 from table import append
 
 import minedit
+from minedit.image import psnr
 from minedit.picturebook.world.captions import caption
 from minedit.picturebook.world.dataset import factors_of
 from minedit.picturebook.world.draw import stream
@@ -38,11 +37,6 @@ def photograph(index: int, size: int) -> tuple[Image, str]:
     """A rendering and its caption."""
     factors, rng = factors_of(SEED, index, unseen=True), stream(SEED, f"photograph:{index}")
     return scene(factors, SEED + index, size).image, caption(factors, rng).text
-
-
-def psnr(a: Image, b: Image) -> float:
-    squares = ImageStat.Stat(ImageChops.difference(a, b)).sum2
-    return 10 * math.log10(255**2 / (sum(squares) / (3 * a.width * a.height)))
 
 
 def main() -> None:

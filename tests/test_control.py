@@ -212,7 +212,7 @@ def test_what_is_none_is_refused_in_a_line(sd, tmp_path):
     files = {
         "lacking": ({name: x for name, x in own.items() if name != last}, f"it lacks 1 tensor ({last})"),
         "besides": (own | {"label_emb.0.0.weight": torch.zeros(1)}, "it has besides 1 tensor (label_emb.0.0.weight)"),
-        "other": (own | {last: torch.zeros(3)}, f"it differs in the shape of 1 tensor ({last} [3] for [32])"),
+        "other": (own | {last: torch.zeros(3)}, f"it differs in the shape of 1 tensor ({last} [3] float32 for [32])"),
         "lora": (
             {f"control_model.{n}": x for n, x in own.items()} | {"lora_controlnet": torch.zeros(1)},
             "(lora_controlnet)",

@@ -155,7 +155,8 @@ def test_steps_could_be_recorded(scenes, dtype):
 def test_a_whole_run_in_miniature(tmp_path, capsys):
     out, runs = tmp_path / "out", tmp_path / "runs"
     told = ["--tiny", "--out", str(out), "--runs", str(runs), "--workers", "1", "--device", "cpu"]
-    assert train.main([*told, "--seconds", "12"]) == 0
+    # a high rate, so that the few steps of a busy machine move what is stored in float16
+    assert train.main([*told, "--seconds", "12", "--vae-peak", "0.004", "--unet-peak", "0.004"]) == 0
     assert len(list(out.iterdir())) <= 6 and all(f.stat().st_size <= pieces.LARGEST for f in out.iterdir())
     assert "subject" in capsys.readouterr().out and (out / "sheet.png").is_file()
     with (out / "log.csv").open() as file:
@@ -167,7 +168,7 @@ def test_a_whole_run_in_miniature(tmp_path, capsys):
     for part in ("unet", "vae", "text"):
         new, kept = getattr(model, part).state_dict(), getattr(old, part).state_dict()
         moved = [not torch.equal(new[name], kept[name]) for name in new if new[name].is_floating_point()]
-        assert sum(moved) > 0.5 * len(moved), part  # the clock decides how many steps that is, and float16 what shows
+        assert sum(moved) > 0.8 * len(moved), part
     piece = out / "picturebook.safetensors.01"
     piece.write_bytes(piece.read_bytes()[:-1])
     with pytest.raises(MineditError, match="copy them again"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minedit.config import IP2P, SD14, Config, UNetConfig
-from minedit.files.counted import counted
+from minedit.files.sizes import counted
 from minedit.stack.unet import UNet
 
 KNOWN = {

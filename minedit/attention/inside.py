@@ -17,6 +17,11 @@ class Seen:
     hidden: Tensor  # [B,N,C] the layer-normed input of the layer: E_[V]
     columns: Tensor | None  # [B,N,T] float32, probabilities before any edit, mean over heads; None: not asked for
 
+    def of(self, rows: Sequence[int]) -> Seen:
+        """Of these rows, in this order."""
+        rows = list(rows)
+        return Seen(self.hidden[rows], None if self.columns is None else self.columns[rows])
+
     def placed(self, rows: Sequence[int], count: int) -> Seen:
         """Of a batch of `count` rows, of which these were computed; the others are 0."""
         columns = None if self.columns is None else spread(self.columns, rows, count)

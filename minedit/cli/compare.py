@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
         output.forewarn(sd, args.source, args.target, inverted=picture is not None)
         output.check_letters(args.source, args.target)
         began = time.perf_counter()
-        for seed in args.seeds or args.seed:
+        for seed in args.seed:
             run = output.arguments(args, seed)
             for method in args.methods:
                 chosen = {"image": picture} if picture else {}
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         sheet = image.grid(cells, captions, columns, f"{args.source} \u2192 {args.target}")
         pair = {"source": args.source, "target": args.target, "methods": args.methods}
         settings = {"verb": "compare", **pair, **output.arguments(args, 0), **output.model_settings(args, sd)}
-        settings |= {"seed": args.seeds or args.seed}
+        settings["seed"] = args.seed
         settings |= {"image": str(args.image.absolute()), "inversion": args.inversion} if picture else {}
         seconds = time.perf_counter() - began
         output.write(args.out, "", {"compare": sheet}, settings, {"rows": rows, "notes": []}, seconds)
@@ -68,9 +68,9 @@ def _parser() -> Parser:
     text = f"all, or some of {', '.join(METHODS)}, with commas between; each by its default settings"
     parser.add_argument("--methods", metavar="NAMES", type=_methods, default=list(METHODS), help=text)
     text = "seeds, a row of the picture each, such as 0-3, in place of --seed"
-    parser.add_argument("--seeds", metavar="N-M", type=_seeds, help=text)
     options.add_photo(parser)
     options.add_numbers(parser)
+    parser.add_argument("--seeds", metavar="N-M", dest="seed", type=_seeds, default=argparse.SUPPRESS, help=text)
     options.add_model(parser)
     return parser
 

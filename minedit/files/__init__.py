@@ -7,7 +7,7 @@ pickles.py     what a pickle describes, without running it
 torchfile.py   a file by `torch.save` → its tensors
 formats.py     any file or folder of weights → its tensors
 layouts.py     the names in a file of weights → this project's
-counted.py     the sizes of a UNet of fewer layers
+sizes.py       the sizes of a UNet of fewer layers
 declared.py    what a file says of how its model was trained: honoured, or refused
 vae.py         a VAE's file or folder → its tensors
 products.py    the factors of a change to a layer → the change

@@ -15,11 +15,11 @@ from torch import nn
 from minedit.attention.choose import backend, name_of
 from minedit.attention.rules import Attend
 from minedit.config import IP2P, SD14, Config, MineditError, shown
-from minedit.files.counted import counted
 from minedit.files.declared import honoured
 from minedit.files.formats import EXPECTED, FOLDERS, named, read
-from minedit.files.layouts import LAYOUTS, Tensors, Weights, first, recognise
+from minedit.files.layouts import LAYOUTS, Tensors, Weights, misfits, recognise
 from minedit.files.lora import LoRA, merge, pairs
+from minedit.files.sizes import counted
 from minedit.files.stored import Files, fingerprint
 from minedit.files.torchnames import DTYPES as DTYPES
 from minedit.files.torchnames import torch_device, torch_dtype
@@ -203,21 +203,12 @@ def _build(path: Path, config: Config) -> tuple[UNet, VAE, TextEncoder]:
 
 def _fitted(path: Path, weights: Weights, config: Config, modules: tuple[nn.Module, ...]) -> list[Tensors]:
     """The file's tensors by the names of each module's state dict. Raises MineditError unless they are its very own."""
-    missing, besides, unlike, fitted = [], [], [], []
-    for (part, found), module in zip(weights.parts.items(), modules, strict=True):
-        wanted = {public(module, name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
-        missing += [f"{part}.{name}" for name in wanted if name not in found]
-        besides += [f"{part}.{name}" for name in found if name not in wanted]
-        for name in wanted.keys() & found.keys():
-            shape, kind, expected = list(found[name].shape), found[name].dtype, list(wanted[name][1])
-            if shape != expected or not kind.is_floating_point:
-                unlike.append(f"{part}.{name} {shape} {str(kind).removeprefix('torch.')} for {expected}")
-        fitted.append({wanted[name][0]: found[name] for name in wanted if name in found})
-    faults = [
-        f"{fault} {first(sorted(names))}"
-        for fault, names in (("lacks", missing), ("has besides", besides), ("differs in the shape of", unlike))
-        if names
-    ]
-    if faults:
-        raise MineditError(f"{path} looks like {weights.layout} but is not {config.name}: it {'; '.join(faults)}")
+    found, wanted, fitted = {}, {}, []
+    for (part, tensors), module in zip(weights.parts.items(), modules, strict=True):
+        ours = {public(module, name): name for name in module.state_dict()}
+        wanted |= {f"{part}.{public(module, name)}": x.shape for name, x in module.state_dict().items()}
+        found |= {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+        fitted.append({ours[name]: tensor for name, tensor in tensors.items() if name in ours})
+    if faults := misfits(found, wanted):
+        raise MineditError(f"{path} looks like {weights.layout} but is not {config.name}: it {faults}")
     return fitted

@@ -5,7 +5,6 @@ of diffusers' ControlNetModel, a file or folder.
 """
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,17 @@ import torch
 
 from minedit.config import Config, MineditError, foreign_json, shown
 from minedit.files.formats import FOLDERS, named, read_other, settings_of, weights_in
-from minedit.files.layouts import EXTRAS, LAYOUTS, Rules, Tensors, diffusers_unet_rules, first, renamed
+from minedit.files.layouts import (
+    EXTRAS,
+    LAYOUTS,
+    Rules,
+    Tensors,
+    blocks_up,
+    diffusers_unet_rules,
+    first,
+    misfits,
+    renamed,
+)
 from minedit.files.stored import Files, fingerprint
 from minedit.speed.fast import alike
 from minedit.stack.control import FACTOR, ControlNet
@@ -89,8 +98,7 @@ def _ours(path: Path, tensors: Tensors) -> Tensors:
         if "input_hint_block.0.weight" not in tensors:
             raise MineditError(f"{path} holds no ControlNet: it has {first(tensors)}; {EXPECTED}")
         return tensors
-    n = 1 + sum(bool(re.fullmatch(r"down_blocks\.0\.resnets\.\d+\.norm1\.weight", name)) for name in tensors)
-    rules = (*RULES, *diffusers_unet_rules(n, ()))
+    rules = (*RULES, *diffusers_unet_rules(blocks_up(tensors), ()))
     ours = {renamed(name, rules): tensor for name, tensor in tensors.items()}
     if len(ours) != len(tensors):
         raise MineditError(f"{path} looks like a ControlNet, but names tensors twice; {EXPECTED}")
@@ -105,15 +113,5 @@ def _check(path: Path, config: Config, tensors: Tensors, wanted: dict[str, Seque
     if text not in (0, reads):
         fault = f"{path} is a ControlNet that reads text of width {text}, expected {reads}, as {config.name} does"
         raise MineditError(f"{fault}; {EXPECTED}")
-    lists = {
-        "lacks": wanted.keys() - tensors.keys(),
-        "has besides": tensors.keys() - wanted.keys(),
-        "differs in the shape of": [
-            f"{name} {list(tensors[name].shape)} for {list(shape)}"
-            for name, shape in wanted.items()
-            if name in tensors and (tensors[name].shape != shape or not tensors[name].dtype.is_floating_point)
-        ],
-    }
-    faults = [f"{fault} {first(sorted(names))}" for fault, names in lists.items() if names]
-    if faults:
-        raise MineditError(f"{path} is no ControlNet of {config.name}: it {'; it '.join(faults)}; {EXPECTED}")
+    if faults := misfits(tensors, wanted):
+        raise MineditError(f"{path} is no ControlNet of {config.name}: it {faults}; {EXPECTED}")

@@ -15,7 +15,6 @@ counts and removals, .46 to 1.01 of objects, adjectives, sizes and additions, .1
 times, .06 to .96 of places. Read by picturebook-judge: S share that changed as asked, P share of the rest that stayed,
 and how often hair and skin did:
 
-    flow, skipped .3       S 1.000  P .877  .543
     flow, skipped .2       S 1.000  P .877  .543
     mutual wherever        S  .745  P .932  .913    no colour and no time of day changed
     mutual by the rule     S  .982  P .926  .870    35 of 55 pairs mutual

@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minedit.attention.inside import Seen
 from minedit.attention.rules import Attn
 from minedit.methods import Job
 from minedit.sampling import ddim
@@ -68,7 +67,5 @@ def noises(model: Model, latents: Tensor, t: int, attn: Attn, context: Tensor, d
     inner = replace(attn, rules=rules, seen={})
     rows = needed(rules, [*drawn], {SOURCE} if attn.watch else set())
     eps = few(model, torch.cat([latents, latents[1:]]), t, inner, context[TEXTS], {row: row for row in rows})
-    for name, seen in inner.seen.items():
-        columns = None if seen.columns is None else seen.columns[[*PAIR]]
-        attn.seen[name] = Seen(seen.hidden[[*PAIR]], columns)
+    attn.seen.update({name: seen.of(PAIR) for name, seen in inner.seen.items()})
     return eps

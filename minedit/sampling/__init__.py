@@ -7,9 +7,9 @@ coded.py     pictures ↔ latents, by the VAE
 ddim.py      the noise schedule, a sampling step and its inverse
 guidance.py  noise predictions with and without the prompt → one
 memory.py    whether a picture's memory is there
+rows.py      noise from fewer rows of the UNet
 lcm.py       a sampling step of latent consistency models
 loop.py      the sampling loop
-rows.py      the same from fewer rows of the UNet
 way.py       what an edit may do in it
 together.py  several edits of one source in one batch
 ```

@@ -6,15 +6,14 @@ scheduler, of its fifty original steps.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from minedit.attention.rules import Attn
 from minedit.config import MineditError
 from minedit.sampling import ddim
 from minedit.sampling.numbers import TRAIN_STEPS
+from minedit.sampling.rows import few
 from minedit.stack.model import Model
 
 ORIGINAL = 50  # steps of the sampler that it was distilled from
@@ -52,12 +51,7 @@ def conditional(model: Model, guidance: float) -> Callable[..., Tensor]:
 
     def predict(latents: Tensor, step: int, t: int, attn: Attn, context: Tensor) -> Tensor:
         count = len(latents)
-        to = {count + row: row for row in range(count)}
-        rules = {name: rule.moved(to, count) for name, rule in attn.rules.items()}
-        times = torch.tensor([[float(t), guidance]], device=latents.device).expand(count, -1)
-        inner = replace(attn, rules=rules, seen={})
-        eps = model.unet(latents.to(model.dtype), times, context[count:], inner).float()
-        attn.seen.update({name: seen.placed(range(count, 2 * count), 2 * count) for name, seen in inner.seen.items()})
-        return eps
+        by = {row: row for row in range(count, 2 * count)}
+        return few(model, latents, t, attn, context, by, guidance)[count:]
 
     return predict

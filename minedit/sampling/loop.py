@@ -220,10 +220,8 @@ class Run(Numbers):
         self.fits(sd, len(seeds))
         latents = start(sd, seeds, self.height, self.width) if begin is None else begin.expand(len(seeds), -1, -1, -1)
         hooks = first, torch.inference_mode(False)(after) if after else None, predict
-        rows, numbers = (
-            context(sd, prompts, self.negative_prompt),
-            (self.steps, self.guidance, rules, observe, self.eta, seeds),
-        )
+        rows = context(sd, prompts, self.negative_prompt)
+        numbers = self.steps, self.guidance, rules, observe, self.eta, seeds
         for step in sample(sd, latents, rows, *numbers, *hooks):
             tick()
             yield step

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minedit.attention.inside import Seen, spread
+from minedit.attention.inside import spread
 from minedit.attention.rules import Attn, Rule
 from minedit.stack.model import Model
 
@@ -20,18 +20,18 @@ def needed(rules: Mapping[str, Rule], drawn: list[int], more: set[int]) -> list[
     return sorted(found)
 
 
-def few(model: Model, latents: Tensor, t: int, attn: Attn, context: Tensor, by: Mapping[int, int]) -> Tensor:
+def few(
+    model: Model, latents: Tensor, t: int, attn: Attn, context: Tensor, by: Mapping[int, int], *told: float
+) -> Tensor:
     """The noise [2B, 4, h, w] of B latents, of which row r is computed as row by[r]; of others it is 0.
 
-    So is what layers report of them.
+    So is what layers report of them. told: the guidance scale, where the UNet is told one beside the time.
     """
     rows, count = sorted({*by.values()}), 2 * len(latents)
     to = {row: rows.index(at) for row, at in by.items()}
     inner = replace(attn, rules={name: rule.moved(to, len(rows)) for name, rule in attn.rules.items()}, seen={})
     batch = torch.cat([latents, latents])[rows].to(model.dtype)
-    times = torch.full((len(rows),), t, device=latents.device)
+    times = torch.tensor([[t, *told]] if told else [t], device=latents.device).expand(len(rows), *[-1] * bool(told))
     found, places = model.unet(batch, times, context[rows], inner).float(), [*to.values()]
-    for name, seen in inner.seen.items():
-        columns = None if seen.columns is None else seen.columns[places]
-        attn.seen[name] = Seen(seen.hidden[places], columns).placed([*to], count)
+    attn.seen.update({name: seen.of(places).placed([*to], count) for name, seen in inner.seen.items()})
     return spread(found[places], [*to], count)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minedit.attention.rules import Rule, Seen
+from minedit.attention.rules import Rule
 from minedit.sampling.loop import Step
 from minedit.sampling.way import Told, Way
 
@@ -42,7 +42,7 @@ def together(ways: Sequence[Way]) -> Way:
     def after(step: Step) -> Tensor | None:
         rows = list(step.latents.split(1))
         for at, (way, places_of) in enumerate(zip(ways, places, strict=True), 1):
-            seen = {name: _of(found, places_of) for name, found in step.seen.items()}
+            seen = {name: found.of(places_of) for name, found in step.seen.items()}
             pair = [0, at]
             view = replace(step, latents=step.latents[pair], eps=step.eps[pair], x0=step.x0[pair], seen=seen)
             changed = way.after(view) if way.after else None
@@ -65,9 +65,3 @@ def _merged(rules: Sequence[tuple[Rule, tuple[int, ...]]], size: int) -> Rule:
         routes[name] = tuple(route) if any(getattr(rule, name) for rule, _ in moved) else None
     parts = {name: tuple(each for rule, _ in moved for each in getattr(rule, name)) for name in ("edits", "masks")}
     return Rule(**routes, **parts)
-
-
-def _of(seen: Seen, rows: Sequence[int]) -> Seen:
-    """What a Way's own four rows saw."""
-    rows = list(rows)
-    return Seen(seen.hidden[rows], None if seen.columns is None else seen.columns[rows])

@@ -53,7 +53,6 @@ class Photo:
 
     image: Image | None  # as it was given, in the size of the run; None where latents were given
     latents: Tensor  # [1, 4, h, w] float32 of unit variance, on the model's device
-
     digest: str  # of what was given
 
 

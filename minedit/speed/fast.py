@@ -26,7 +26,7 @@ def fast(model: Model) -> Model:
 
     Merge LoRAs before: `lora.merge` refuses a fast model.
     """
-    change = way(model.dtype, cpu.this()) if model.device.type == "cpu" else lay_out
+    change = _change(model)
     if model.fast or change is None:
         return model
     parts = model.unet, model.vae
@@ -46,10 +46,15 @@ def fast(model: Model) -> Model:
 
 def alike(model: Model, module: nn.Module) -> nn.Module:
     """A module that runs beside a model: where that was made fast, laid out as its layers; none are fused."""
-    change = way(model.dtype, cpu.this()) if model.device.type == "cpu" else lay_out
+    change = _change(model)
     if model.fast and change is not None:
         change(module)
     return module
+
+
+def _change(model: Model) -> Callable[[nn.Module], None] | None:
+    """What to change in the modules of a model; None for nothing."""
+    return way(model.dtype, cpu.this()) if model.device.type == "cpu" else lay_out
 
 
 def way(dtype: torch.dtype, here: cpu.CPU) -> Callable[[nn.Module], None] | None:

@@ -1,15 +1,13 @@
 """What the verbs give back: pictures, how they were made, and what a reader should know of them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from PIL import ImageChops, ImageStat
 from PIL.Image import Image
 from torch import Tensor
 
 from minedit.files import lora
-from minedit.image import difference
+from minedit.image import difference, psnr
 from minedit.inversion.choose import name_of
 from minedit.methods import Photo, WordPlan
 from minedit.sampling.loop import Run
@@ -87,9 +85,7 @@ def redrawn(photo: Photo | None, source: Image) -> tuple[str, ...]:
     """A note on how near the source that was drawn is to the photograph."""
     if not (photo and photo.image):
         return ()
-    error = ImageStat.Stat(ImageChops.difference(photo.image, source)).sum2
-    mean = sum(error) / (3 * source.width * source.height)
-    return (f"the photograph as it is drawn again: PSNR {10 * math.log10(255**2 / max(mean, 1e-9)):.1f} dB",)
+    return (f"the photograph as it is drawn again: PSNR {psnr(photo.image, source):.1f} dB",)
 
 
 def unsaid(source: Prompt, inverted: bool) -> tuple[str, ...]:

@@ -22,8 +22,8 @@ from diffusers import LatentConsistencyModelPipeline, LCMScheduler  # noqa: E402
 from minedit.attention.sdpa import sdpa  # noqa: E402
 from minedit.config import IP2P, PICTUREBOOK, SD14, Config  # noqa: E402
 from minedit.files import formats  # noqa: E402
-from minedit.files.counted import counted  # noqa: E402
 from minedit.files.layouts import recognise  # noqa: E402
+from minedit.files.sizes import counted  # noqa: E402
 from minedit.sampling import ddim  # noqa: E402
 from minedit.sampling.loop import sample  # noqa: E402
 from minedit.speed import packed  # noqa: E402

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, replace
 
 from minedit.picturebook.world.captions import HOLDING, STYLE, WHEN, WHERE, article, noun
 from minedit.picturebook.world.draw import stream
-from minedit.picturebook.world.factors import SUBJECTS, Factors, check, colours, held_out, random_factors
+from minedit.picturebook.world.factors import SUBJECTS, Factors, check, choices, colours, held_out, random_factors
 from minedit.picturebook.world.looks import HELD, PEOPLE, POSES
-from minedit.picturebook.world.places import PLACES, TIMES
-from minedit.picturebook.world.still import SUPPORTS, THINGS
+from minedit.picturebook.world.still import THINGS
 
 HARD = ("object", "colour", "place", "add", "remove", "time")
 SOFT = ("pose", "action", "count", "size", "adjective")
@@ -78,31 +77,27 @@ def _pair(split: str, kind: str, number: int, taken: Collection[tuple[str, str]]
 def _changed(kind: str, f: Factors, rng: random.Random) -> tuple[Factors, str] | None:
     """The factors after an edit of this kind, and which of them is asked for; None where nothing can be edited so."""
 
-    def other(name: str, values: tuple) -> tuple[Factors, str] | None:
-        values = [value for value in values if value != getattr(f, name)]
-        return (replace(f, **{name: rng.choice(values)}), name) if values else None
+    def other(name: str, values: tuple | None = None) -> tuple[Factors, str] | None:
+        found = [value for value in values or choices(f)[name] if value != getattr(f, name)]
+        return (replace(f, **{name: rng.choice(found)}), name) if found else None
 
     if kind == "object":
         return _another(f, rng)
-    if kind == "place":
-        return other("place", SUPPORTS if f.still else PLACES)
-    if kind == "colour":
-        return other("colour", colours(f.subject))
+    if kind in ("place", "colour", "count"):
+        return other(kind)
     if kind == "time":
-        return None if f.still or f.time != "day" else other("time", TIMES)
+        return other("time") if f.time == "day" else None
     if kind == "add":
-        return other("held", HELD[f.subject]) if not f.still and f.held is None else None
+        return other("held") if f.held is None else None
     if kind == "remove":
         return (replace(f, held=None), "held") if f.held else None
     if kind in ("pose", "action"):
-        return None if f.still else other("pose", POSES[f.subject])
-    if kind == "count":
-        return other("count", (1, 2, 3)) if f.still else None
+        return other("pose")
     if kind == "size":
         return None if f.size == "medium" else other("size", ("small", "big"))
     if f.size == "medium" and (rng.random() < 0.5 or not f.colour or f.subject in PEOPLE):
         return other("size", ("small", "big"))
-    return other("colour", colours(f.subject)) if f.subject not in PEOPLE else None
+    return other("colour") if f.subject not in PEOPLE else None
 
 
 def _another(f: Factors, rng: random.Random) -> tuple[Factors, str] | None:

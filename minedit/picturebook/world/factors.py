@@ -38,11 +38,9 @@ def colours(subject: str) -> tuple[str, ...]:
     return tuple(FUR) if subject in POSES else tuple(THING_COLOURS.get(subject, ()))
 
 
-def check(f: Factors) -> None:
-    """Raises ValueError, with the choices, for a pose, place, colour or other factor that the subject cannot have."""
-    if f.subject not in (*SUBJECTS, *THINGS):
-        raise ValueError(f"unknown subject {f.subject!r}; expected one of {', '.join((*SUBJECTS, *THINGS))}")
-    allowed = {
+def choices(f: Factors) -> dict[str, tuple]:
+    """What each factor beside the subject can be, of this subject."""
+    return {
         "colour": colours(f.subject) or (None,),
         "size": tuple(SIZES),
         "place": SUPPORTS if f.still else PLACES,
@@ -51,10 +49,16 @@ def check(f: Factors) -> None:
         "held": (None,) if f.still else (None, *HELD[f.subject]),
         "count": (1, 2, 3) if f.still else (1,),
     }
-    for name, values in allowed.items():
+
+
+def check(f: Factors) -> None:
+    """Raises ValueError, with the choices, for a pose, place, colour or other factor that the subject cannot have."""
+    if f.subject not in (*SUBJECTS, *THINGS):
+        raise ValueError(f"unknown subject {f.subject!r}; expected one of {', '.join((*SUBJECTS, *THINGS))}")
+    for name, values in choices(f).items():
         if getattr(f, name) not in values:
-            choices = ", ".join(map(str, values))
-            raise ValueError(f"a {f.subject} has no {name} {getattr(f, name)!r}; expected one of {choices}")
+            expected = ", ".join(map(str, values))
+            raise ValueError(f"a {f.subject} has no {name} {getattr(f, name)!r}; expected one of {expected}")
 
 
 # Compositions kept out of training: subject, pose, place; or thing, colour and count, support.

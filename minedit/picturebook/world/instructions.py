@@ -11,10 +11,9 @@ from dataclasses import dataclass, fields, replace
 from minedit.picturebook.world.captions import COUNTS, WHERE, article, noun
 from minedit.picturebook.world.dataset import factors_of
 from minedit.picturebook.world.draw import stream
-from minedit.picturebook.world.factors import SIZES, SUBJECTS, Factors, check, colours, held_out
-from minedit.picturebook.world.looks import HELD, PEOPLE, POSES
-from minedit.picturebook.world.places import PLACES, TIMES
-from minedit.picturebook.world.still import SUPPORTS, THINGS
+from minedit.picturebook.world.factors import SIZES, SUBJECTS, Factors, check, choices, colours, held_out
+from minedit.picturebook.world.looks import PEOPLE
+from minedit.picturebook.world.still import THINGS
 
 VERBS = {
     "standing": ("stand", "stand up"),
@@ -111,12 +110,9 @@ def instruct(before: Factors, after: Factors, rng: random.Random) -> str:
 def _values(f: Factors, name: str) -> tuple:
     if name == "subject":
         return THINGS if f.still else SUBJECTS
-    if f.still:
-        sizes = tuple(SIZES) if f.count == 1 else ()  # several things are as large as there is room
-        own = {"colour": colours(f.subject), "place": SUPPORTS, "count": (1, 2, 3), "size": sizes}
-        return own.get(name, ())
-    own = {"pose": POSES[f.subject], "held": (None, *HELD[f.subject]), "colour": colours(f.subject)}
-    return own.get(name) or {"place": PLACES, "time": TIMES, "size": tuple(SIZES)}.get(name, ())
+    if name == "size" and f.count > 1:  # several things are as large as there is room
+        return ()
+    return choices(f)[name]
 
 
 def _possible(f: Factors) -> bool:
