@@ -42,12 +42,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--model")
+    parser.add_argument("--device", help="cpu or cuda; else cuda where there is one")
+    parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--seconds", type=float, help="begin no pair after this long, and make no table")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     parser.add_argument("--kept", type=Path, default=Path("out/closed_world.jsonl"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    sd, judge = minedit.load(args.model), load_judge(weights_folder() / "picturebook-judge.safetensors")
+    sd = minedit.load(args.model, device=args.device, fast=args.fast)
+    judge = load_judge(weights_folder() / "picturebook-judge.safetensors")
     made = {"model": sd.weights or fingerprint(sd.unet), "judge": fingerprint(judge)}
     made |= {"steps": args.steps, "guidance": args.guidance}
     specs = list(dict.fromkeys(args.methods.split(",")))

@@ -34,6 +34,7 @@ from minedit.attention.rules import Attn
 from minedit.config import SD14
 from minedit.files.checkpoint import DTYPES, tokenizer
 from minedit.lab.cases import cases, real_shapes, small_shapes
+from minedit.sampling.loop import context
 from minedit.speed.fast import fast, fusing, lay_out
 from minedit.speed.graphs import Recorded
 from minedit.stack.model import Model
@@ -46,6 +47,11 @@ RULE = "dps"  # pins and a gate: the most that an edit asks of a layer
 PARTS = ("attention", "steps", "pictures", "profile")
 FUSED = ("norm", "geglu", "tokens", "text")  # the parts of speed/layers.py
 METHODS = (("p2p", {}), ("adapedit", {}), ("adapedit", {"fwt": "one-pass"}))
+PARTLY = (  # what an edit's time is made of: four rows and no edit; words pinned; pixels gated all along
+    ("four rows", ("fixed-seed", {})),
+    ("pins alone", ("adapedit", {"tau": 0.8, "dps": False})),
+    ("gates", ("adapedit", {"tau": 0.0, "fwt_steps": 1})),
+)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Rows = Iterator[dict]
 
@@ -181,6 +187,11 @@ def pictures(args: argparse.Namespace) -> Rows:
             work = lambda: minedit.edit(sd, *PAIR, method, steps=count, **settings)  # noqa: B023, E731
             name = f"edit by {method}{' one-pass' * bool(settings)}{what}"
             yield row(name, milliseconds(work, args) / 1e3, "s", "<= 0.6")
+        for name, (method, settings) in PARTLY if laid_out else ():
+            work = lambda: minedit.edit(sd, *PAIR, method, steps=count, **settings)  # noqa: B023, E731
+            yield row(f"edit, {name}{what}", milliseconds(work, args) / 1e3, "s")
+        encode = lambda: context(sd, PAIR)  # noqa: B023, E731
+        yield row(f"encoding of three prompts{what}", milliseconds(encode, args), "ms")
         attn = lambda: sd.unet(*step_inputs(sd, 4, sd.dtype), Attn(sd.attend))  # noqa: B023, E731
         yield row(f"step of 4 rows, no edit{what}", milliseconds(attn, args), "ms")
 

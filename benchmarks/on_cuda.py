@@ -264,6 +264,10 @@ EDITS = (
     ("an apple on the table", "three apples on the table", "adapedit", {}, 4),
     ("a bird in the forest", "a flying bird in the forest", "adapedit", {}, 5),
     ("a girl in the snow", "a girl on the beach", "p2p", {"reweight": {"girl": 1.5}}, 6),
+    ("a boy in the park", "a sitting boy in the park", "masactrl", {"foreground": "boy"}, 7),
+    ("a dog on the beach", "a cat on the beach", "plug-and-play", {}, 1),
+    ("a dog on the beach", "a running dog on the beach", "adapedit+", {}, 2),
+    ("a red apple on the table", "a green apple on the table", "h-edit", {}, 3),
 )
 
 

@@ -15,7 +15,7 @@ from minedit.attention.eager import eager
 from minedit.attention.rules import Attn, Edit, Mask, Rule, Split
 from minedit.config import MineditError
 from minedit.speed.fast import fast
-from minedit.speed.graphs import LIMIT, Recorded, put_together, searched, taken_apart
+from minedit.speed.graphs import LIMIT, Recorded, Repeated, put_together, searched, taken_apart
 
 PAIRS = (("a boy in the park", "a sitting boy in the park"), ("a dog on the beach", "a cat on the beach"))
 WAYS = (("adapedit", {}), ("adapedit", {"fwt": "one-pass"}), ("p2p", {}), ("fixed-seed", {}), ("plug-and-play", {}))
@@ -58,6 +58,32 @@ def test_edits_are_the_same_and_recordings_few(sd, replayed, method, settings):
         assert torch.equal(ours.edited_latent, plain.edited_latent)
         assert [word.tau for word in ours.words] == [word.tau for word in plain.words]
     assert 1 <= len(replayed.unet.forward.recordings) <= 8
+
+
+def test_a_text_encoder_is_recorded_once_for_a_shape(sd):
+    made = []
+
+    def record(run):
+        made.append(result := run())
+        return lambda: result.copy_(run()), result
+
+    encode = Repeated(sd.text.forward, record)
+    for prompt in ("a boy in the park", "a dog on the beach", "a boy in the park"):
+        ids = torch.tensor([sd.tokenizer.encode(prompt).ids])
+        first = encode(ids)
+        assert torch.equal(first, sd.text(ids))
+        encode(torch.flip(ids, (1,)))
+        assert torch.equal(first, sd.text(ids))  # what was returned is not written to
+    encode(ids.repeat(2, 1))
+    assert len(made) == 2
+
+
+def test_a_text_encoder_that_cannot_be_recorded_runs_as_it_is(sd):
+    def waits(run):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    ids = torch.tensor([sd.tokenizer.encode("a boy in the park").ids])
+    assert torch.equal(Repeated(sd.text.forward, waits)(ids), sd.text(ids))
 
 
 def inputs(rows=2):

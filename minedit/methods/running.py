@@ -59,7 +59,8 @@ class Running:
 
     def told(self) -> Told:
         first = ("one pass: τ is that of the last step, and was another before",) if self.looks else ()
-        found = self.found and replace(self.found, spatial=tuple(self.spatial))
+        shown = tuple(replace(each, map=each.map.cpu()) for each in self.spatial)
+        found = self.found and replace(self.found, spatial=shown)
         return Told(self.plan.words, first + self.plan.notes, found)
 
 

@@ -168,7 +168,7 @@ def statistics(
     keys = {}
     for name, site in sites.items() if settings.dps else ():
         at_site = resized(key_maps, map_shape(site, latent))
-        keys[name] = key_embedding(embeddings(at_site, seen[name][1], settings.centre)).float().cpu()
+        keys[name] = key_embedding(embeddings(at_site, seen[name][1], settings.centre)).float()
     return Statistics(
         prompt=prompt.text,
         words=tuple(word.text for word in prompt.words),
@@ -178,17 +178,20 @@ def statistics(
         empty=tuple(empty.nonzero().flatten().tolist()),
         similarity=similarity,
         tau=taus(similarity, key_words, settings.lambda_tau),
-        keys=keys,
+        keys={name: key.cpu() for name, key in keys.items()},  # after all of them: each makes a GPU wait
     )
 
 
 def spatial(
     model: Model, gates: Mapping[str, Gate], step: int, hidden: Mapping[str, Tensor], latent: tuple[int, int]
 ) -> tuple[Spatial, ...]:
-    """S of each gated layer from the target row's hidden states [N, C] at one step of the edit; latent: its shape."""
+    """S of each gated layer from the target row's hidden states [N, C] at one step of the edit; latent: its shape.
+
+    Where `hidden` is: a GPU would wait for maps to be moved.
+    """
     shape = {site.name: map_shape(site, latent) for site in model.unet.sites}
     return tuple(
-        Spatial(name, step, replace(gates[name], scale=1.0).weights(found).cpu().view(shape[name]))
+        Spatial(name, step, replace(gates[name], scale=1.0).weights(found).view(shape[name]))
         for name, found in hidden.items()
     )
 

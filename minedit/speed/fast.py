@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minedit.speed import cpu, packed
-from minedit.speed.graphs import Recorded, searched
+from minedit.speed.graphs import Recorded, Repeated, searched
 from minedit.speed.winograd import Winograd, suits
 from minedit.stack.model import Model
 from minedit.stack.unet import CrossAttention
@@ -38,6 +38,7 @@ def fast(model: Model) -> Model:
         for module in parts if fuse else ():
             fuse(module)
         model.unet.forward = Recorded(model.unet.forward)
+        model.text.forward = Repeated(model.text.forward)
         for name in ("encode", "decode"):
             setattr(model.vae, name, partial(_searched, getattr(model.vae, name)))
     model.unet.fast = True

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from minedit.config import MineditError
 LIMIT = 16  # recordings kept; an edit makes four to eight
 WARM_UP = 2  # runs before recording: kernels are compiled and chosen in them
 
-Result = tuple[Tensor, dict[str, Seen]]  # predicted noise, what watched layers saw
+Result = TypeVar("Result", Tensor, tuple[Tensor, dict[str, Seen]])  # of the UNet: noise, what watched layers saw
 Forward = Callable[[Tensor, Tensor, Tensor, Attn, list[Tensor]], Tensor]  # UNet.forward
 Record = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
 
@@ -62,7 +63,39 @@ class _Recording:
     inputs: list[Tensor]  # which the recorded kernels read
     given: list[Tensor]  # what was last copied there
     replay: Callable[[], None]
-    result: Result
+    result: tuple[Tensor, dict[str, Seen]]
+
+
+class Repeated:
+    """A function of one tensor, of one shape, recorded at its first call: a text encoder, launch for launch.
+
+    What cannot be recorded, as it waits for the GPU, is called as it is.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], record: Record = cuda_graph) -> None:
+        self.forward, self.record = forward, record
+        self.made: dict[Hashable, tuple[Tensor, Callable[[], None], Tensor] | None] = {}
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        key = x.shape, x.dtype, x.device
+        if key not in self.made:
+            self.made[key] = self._recorded(x)
+        if (found := self.made[key]) is None:
+            return self.forward(x)
+        given, replay, result = found
+        given.copy_(x)
+        replay()
+        return result.clone()
+
+    def _recorded(self, x: Tensor) -> tuple[Tensor, Callable[[], None], Tensor] | None:
+        with torch.inference_mode(False):
+            given = torch.empty_like(x).copy_(x)
+        try:
+            with torch.cuda.device_of(x):
+                return given, *self.record(lambda: self.forward(given))
+        except RuntimeError:
+            return None
 
 
 class Recorded:
@@ -108,7 +141,7 @@ class Recorded:
         x, t, context, *more = inputs
         residuals, rules = more[:count], put_together(attn.rules, more[count:])
 
-        def run() -> Result:
+        def run() -> tuple[Tensor, dict[str, Seen]]:
             inner = Attn(attn.attend, rules, attn.watch, {})
             return self.forward(x, t, context, inner, residuals), inner.seen
 
