@@ -119,7 +119,8 @@ def edits(
         for batch, members in batches:
             prompts = batch.prompts or (source, *(wanted[at].target for at in members))
             hooks = batch.rules, batch.watch, batch.start, batch.first, batch.after, batch.predict
-            for step in run(sd, prompts, [seed] * len(prompts), tick, *hooks):
+            named = _named(len(prompts), drawn=batch.source is None)
+            for step in run(sd, prompts, [seed] * len(prompts), tick, *hooks, named=named):
                 latents = step.latents
                 if on_step:
                     on_step(step)
@@ -145,6 +146,13 @@ def edits(
                     statistics=told.statistics,
                 )
     return [results[at] for at in range(len(wanted))]
+
+
+def _named(count: int, drawn: bool) -> tuple[str, ...]:
+    """Names of the rows of a batch. drawn: whether the source is one of them."""
+    targets = count - drawn
+    names = ("target",) if targets == 1 else tuple(f"target{at}" for at in range(1, targets + 1))
+    return ("source", *names) if drawn else names
 
 
 def _wanted(

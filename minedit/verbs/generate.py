@@ -66,7 +66,8 @@ def generate(
         read_prompt(sd, prompt)
     seeds = [SEED.check("seed", each) for each in seeds]
     sd, run, _ = steered(sd, run, control, hint, control_scale)
-    for step in run(sd, prompts, seeds, Ticks(progress, run.steps)):
+    named = [str(at) for at in range(len(prompts))]
+    for step in run(sd, prompts, seeds, Ticks(progress, run.steps), named=named):
         latents = step.latents
         if on_step:
             on_step(step)
