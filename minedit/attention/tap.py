@@ -7,16 +7,13 @@ attention layer asks a single time whether there is one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from minedit.attention.rules import Attend, Attn, Site
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,8 @@ class Tap(Protocol):
     def value(self, name: str, x: Tensor) -> Tensor:
         """A value of the run's pictures, or of the UNet's rows, by what the name is of."""
 
-    def attend(self, site: Site, attn: Attn) -> Attend:
-        """The attention function of a layer, tapped."""
+    def attend(self, site: object, attn: object) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+        """The attention function of a layer, tapped: of a Site and an Attn (rules.py), an Attend."""
 
 
 _HELD: ContextVar[Mapping[tuple[int, int], Tap]] = ContextVar("taps")  # by thread and UNet; what is held never changes

@@ -13,6 +13,7 @@ select.py    which steps, rows and words are meant
 store.py     memory or a file, laid out before the run
 recorder.py  names → a tape
 patches.py   names → other values
+sheet.py     numbers and maps → labelled pictures
 words.py     where a word looks, as a picture
 sweeps.py    what an edit owes to a head, a layer, a word, a step
 ```

@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from minedit.config import MineditError, shown
-from minedit.inversion.choose import INVERSIONS, inversion_settings
+from minedit.inversion.choose import INVERSIONS, inversion_settings, name_of
 from minedit.methods.choose import DEFAULT, METHODS, method_settings
 from minedit.sampling.coded import pictures
 from minedit.sampling.loop import Progress, Run, Ticks
@@ -22,7 +23,7 @@ from minedit.stack.model import Model
 from minedit.stack.tokens import align
 from minedit.verbs.asked import OnStep, check_model, check_reads, read_photo, read_prompt
 from minedit.verbs.counted import counted
-from minedit.verbs.results import EditResult, change, reading, record, redrawn, unsaid
+from minedit.verbs.results import Again, EditResult, change, reading, record, redrawn, unsaid
 from minedit.verbs.steered import steered
 
 
@@ -34,6 +35,11 @@ class Wanted:
     method: str
     chosen: Settings
     inverse: Settings | None  # the photograph's inversion
+
+    def said(self) -> dict[str, object]:
+        """The settings, as arguments of `edit`."""
+        inverse = {"inversion": name_of(self.inverse), **asdict(self.inverse)} if self.inverse else {}
+        return {"settings": self.chosen, **inverse}
 
 
 def edit(sd: Model, source: str, target: str, method: str = DEFAULT, **more: object) -> EditResult:
@@ -102,6 +108,15 @@ def edits(
     for each in wanted:
         check_reads(sd, each.method, each.chosen, image is not None)
     run, seed = Run(steps, guidance, eta, height, width, negative_prompt), SEED.check("seed", seed)
+    alike = {
+        "seed": seed,
+        **asdict(run),
+        "image": image,
+        "control": control,
+        "hint": hint,
+        "control_scale": control_scale,
+    }
+    again = [Again(sd, partial(edit, sd, source, each.target, each.method, **each.said(), **alike)) for each in wanted]
     photo, run = read_photo(sd, image, run) if image is not None else (None, run)
     sd, run, steer = steered(sd, run, control, hint, control_scale, shape=photo is None)
     prompt, tick = read_prompt(sd, source, empty=photo is not None), Ticks(progress, run.steps)
@@ -144,6 +159,7 @@ def edits(
                     seconds=time.perf_counter() - began,
                     rows=sum(rows),
                     statistics=told.statistics,
+                    again=again[at],
                 )
     return [results[at] for at in range(len(wanted))]
 
