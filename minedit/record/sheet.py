@@ -14,6 +14,7 @@ from minedit.image import FONT, MARGIN, grid
 HEAT = np.array([(8, 8, 32), (60, 15, 110), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191)], float)
 SHARE = 0.65  # of the colour in an overlay
 LABEL = 15  # height of letters, in pixels
+WIDE, LOW = 900, 320  # of a table, in pixels
 
 
 def colours(x: np.ndarray) -> np.ndarray:
@@ -60,10 +61,10 @@ def table(rows: Sequence[str], columns: Sequence[str], cells: dict[tuple[str, st
     return sheet
 
 
-def beside(left: Image.Image, pictures: Sequence[Image.Image], captions: Sequence[str], columns: int) -> Image.Image:
-    """A table, and captioned pictures at its right, or below it where it is wide."""
-    cells = grid(pictures, captions, columns)
-    right = left.width < 900
+def beside(left: Image.Image, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """A table, and captioned pictures in two columns at its right; below it where it is wide or low."""
+    right = left.width < WIDE and left.height > LOW
+    cells = grid(pictures, captions, 2 if right else 4)
     size = (left.width + cells.width, max(left.height, cells.height))
     size = size if right else (max(left.width, cells.width), left.height + cells.height)
     sheet = Image.new("RGB", size, "white")

@@ -89,7 +89,7 @@ class Sweep:
         images = [self.plain.source, self.plain.edited, *(each.image for each in most)]
         captions = ["source", "the edit", *(f"{_caption(self.kind, each)}: {self.value(each):.1f}" for each in most)]
         images = [image.resize((SIDE, round(SIDE * image.height / image.width))) for image in images]
-        return beside(left, images, captions, 2 if left.width < 900 else 8)
+        return beside(left, images, captions)
 
 
 def sweep(
