@@ -46,7 +46,7 @@ def parts(out: Path, tiny: bool) -> list[Part]:
     py, own = sys.executable, [sys.executable, str(Path(__file__)), "--out", str(out)] + ["--tiny"] * tiny
     lab = [py, "-m", "minedit", "kernels"]
     size = ["--quick", "--rules", "plain,dps"] if tiny else []
-    tests = ["tests/test_kernels.py", "tests/test_fused.py", "tests/test_graphs.py"]
+    tests = ["tests/test_kernels.py", "tests/test_fused.py", "tests/test_graphs.py", "tests/test_record.py"]
     spread = ["-n", "8"] if find_spec("xdist") and not tiny else []  # each compiles its own variants of the kernel
     found = [Part("tests", [py, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *tests], 150)]
     if tiny:

@@ -62,6 +62,8 @@ def quick():
 
 def interpreted():
     """Triton's kernel in its interpreter, which is slow: in the layers of SITE's size alone, sdpa in the others."""
+    if torch.cuda.is_available():
+        pytest.skip("Triton compiles for the GPU here")
     sd, kernel = small_model(), backend("triton")
 
     def attend(q, k, v, rule=None, columns=False):
@@ -212,7 +214,7 @@ def test_a_budget_is_kept_to_the_byte(sd, tmp_path):
     try:
         with pytest.raises(MineditError, match=f"takes {bytes_of:,} bytes, the budget is {bytes_of - 1:,}"):
             with minedit.recorded(sd, names, budget=bytes_of - 1, **chosen):
-                draw(sd, "p2p")
+                draw(sd)  # not even the statistics pass
     finally:
         hook.remove()
     assert not calls
@@ -342,3 +344,35 @@ def test_a_users_own_attention_function_is_recorded(sd):
     with minedit.recorded(own, f"{SITE}.columns") as tape:
         draw(own)
     assert tape[f"{SITE}.columns"].tensor.isfinite().all()
+
+
+def test_inversions_and_several_targets_are_recorded(sd):
+    """Of a photograph's edit by each inversion, and of two targets in one batch; no bit changes."""
+    photo = Image.new("RGB", (64, 64), "teal")
+    for inversion in minedit.INVERSIONS:
+        run = {"image": photo, "inversion": inversion, **({"inner_steps": 1} if inversion == "null-text" else {})}
+        before = draw(sd, "p2p", **run)
+        with minedit.recorded(sd, [f"{SITE}.columns", "x_t", "quant_conv.out"]) as tape:
+            assert same(draw(sd, "p2p", **run), before), inversion
+        assert tape[f"{SITE}.columns"].at(row="target.cond").tensor.isfinite().all(), inversion
+        assert tape["quant_conv.out"].labels["row"] == ("photo",)
+    with minedit.recorded(sd, f"{SITE}.columns", words=["dog", "boy"], rows="cond") as tape:
+        minedit.edits(sd, PAIR[0], [PAIR[1], "a dog in the park"], "p2p", steps=2)
+    found = tape[f"{SITE}.columns"]
+    assert found.labels["row"] == ("source.cond", "target1.cond", "target2.cond")
+    assert found.at(row="target2.cond", word="dog").tensor.isfinite().all()
+    assert found.at(row="target1.cond", word="dog").tensor.isnan().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's fused layers and recorded steps")
+def test_a_model_made_fast_on_a_gpu():
+    """Steps that are recorded are launched one kernel after the other: the pictures are those of the graphs."""
+    sd = fast(small_model("auto", device="cuda"))
+    before = draw(sd)
+    few = ["*.attn?.columns*", "*.heads", "x_t", "eps.*", "middle_block.0.out", "decoder.out"]
+    with minedit.recorded(sd, few) as tape:
+        assert same(draw(sd), before)
+    assert all(tape[name].tensor.isfinite().all() for name in tape)
+    with pytest.raises(MineditError, match="whose layers are fused"), minedit.recorded(sd, "*.in_layers.0.out"):
+        pass
+    assert same(draw(sd), before)

@@ -31,6 +31,9 @@ class Tap(Protocol):
     def photo(self, sides: tuple[int, int]) -> None:
         """A photograph is about to be encoded; height, width of its latents."""
 
+    def foresee(self, begun: Begun) -> None:
+        """A run that will begin so, before what goes before it is computed."""
+
     def begin(self, begun: Begun) -> None: ...
 
     def step(self, index: int, timestep: int) -> bool:

@@ -99,8 +99,23 @@ class Recorder:
     def asks(self, step: int | None) -> bool:
         return step in self.drawn
 
+    def foresee(self, begun: Begun) -> None:
+        """Raises MineditError where `begin` will, before statistics are taken for this run."""
+        self.store.check(self._plan(begun))
+
     def begin(self, begun: Begun) -> None:
         """Lay out all that will come. Raises MineditError where it does not fit, or where a word is in no prompt."""
+        planned = self._plan(begun)
+        photo, self.early = self.early, {}
+        if isinstance(self.store, File):
+            planned |= {name: _again(each) for name, each in photo.items()}
+        self.now = {**photo, **(self.store.lay_out(planned) if planned else {})}
+        for name, each in photo.items():
+            if self.now[name] is not each:
+                self.now[name].tensor.copy_(each.tensor)
+        self.tape.runs.append(self.now)
+
+    def _plan(self, begun: Begun) -> dict[str, Planned]:
         self.begun = begun
         self.drawn = [step for step in begun.steps if step_chosen(self.steps, step)]
         if not self.drawn:
@@ -113,14 +128,7 @@ class Recorder:
             entry = known[name]
             if entry.part != "encoder":
                 planned[name] = self._planned(name, entry, self._rows_of(name, entry))
-        photo, self.early = self.early, {}
-        if isinstance(self.store, File):
-            planned |= {name: _again(each) for name, each in photo.items()}
-        self.now = {**photo, **(self.store.lay_out(planned) if planned else {})}
-        for name, each in photo.items():
-            if self.now[name] is not each:
-                self.now[name].tensor.copy_(each.tensor)
-        self.tape.runs.append(self.now)
+        return planned
 
     def take(self, name: str, x: Tensor, rows: Places, step: int | None, time: int | None) -> Tensor:
         values = self.now.get(name) or self.early.get(name)

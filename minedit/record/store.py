@@ -44,11 +44,15 @@ class Memory:
     def __init__(self, budget: int | None, device: torch.device) -> None:
         self.budget, self.device, self.taken = budget, device, 0
 
-    def lay_out(self, planned: Mapping[str, Planned]) -> dict[str, Values]:
-        """Values of NaN, to be filled. Raises MineditError where they do not fit."""
+    def check(self, planned: Mapping[str, Planned]) -> int:
+        """What is needed, in bytes. Raises MineditError where it does not fit."""
         need = sum(each.bytes for each in planned.values())
         refuse(self.taken + need, self.budget, planned)
-        self.taken += need
+        return need
+
+    def lay_out(self, planned: Mapping[str, Planned]) -> dict[str, Values]:
+        """Values of NaN, to be filled. Raises MineditError where they do not fit."""
+        self.taken += self.check(planned)
         tensors = {
             name: torch.full(each.shape, torch.nan, dtype=each.dtype, device=self.device)
             for name, each in planned.items()
@@ -67,29 +71,36 @@ class File:
         self.part = self.path.parent / f".{self.path.name}.{os.getpid()}.part"
         self.laid_out = False
 
+    def check(self, planned: Mapping[str, Planned]) -> tuple[bytes, dict[str, int], int]:
+        """(the file's beginning, where each name's bytes begin, how long it is). Raises MineditError."""
+        header, at, first = {"__metadata__": {AXES: json.dumps({name: _told(x) for name, x in planned.items()})}}, 0, {}
+        for name, each in sorted(planned.items(), key=lambda each: -each[1].dtype.itemsize):  # so that all are aligned
+            first[name] = at
+            offsets = [at, at := at + each.bytes]
+            header[name] = {"dtype": NAMES[each.dtype], "shape": list(each.shape), "data_offsets": offsets}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        begin = len(text).to_bytes(8, "little") + text
+        refuse(len(begin) + at, self.budget, planned)
+        return begin, {name: len(begin) + offset for name, offset in first.items()}, len(begin) + at
+
     def lay_out(self, planned: Mapping[str, Planned]) -> dict[str, Values]:
         import numpy as np
 
         if self.laid_out:
             raise MineditError(f"{shown(self.path)} holds one run; record the next in a `with` and a file of its own")
-        planned = dict(sorted(planned.items(), key=lambda each: -each[1].dtype.itemsize))  # so that all are aligned
-        header, at = {"__metadata__": {AXES: json.dumps({name: _told(each) for name, each in planned.items()})}}, 0
-        for name, each in planned.items():
-            offsets = [at, at := at + each.bytes]
-            header[name] = {"dtype": NAMES[each.dtype], "shape": list(each.shape), "data_offsets": offsets}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        refuse(8 + len(text) + at, self.budget, planned)
+        begin, first, size = self.check(planned)
         self.laid_out = True
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.part.open("wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                file.truncate(8 + len(text) + at)
+                file.write(begin)
+                file.truncate(size)
+                if hasattr(os, "posix_fallocate"):  # a full disk is said here, not by a signal later
+                    os.posix_fallocate(file.fileno(), 0, size)
             found = {}
             for name, each in planned.items():
-                first = 8 + len(text) + header[name]["data_offsets"][0]
-                flat = torch.from_numpy(np.memmap(self.part, np.uint8, "r+", first, (each.bytes,)))
+                flat = torch.from_numpy(np.memmap(self.part, np.uint8, "r+", first[name], (each.bytes,)))
                 found[name] = _values(flat.view(each.dtype).view(each.shape).fill_(torch.nan), each)
         except OSError as error:
             self.close(done=False)

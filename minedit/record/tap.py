@@ -26,12 +26,10 @@ Places = Mapping[str, int]  # where a row that has a name stands in a batch
 
 
 class Listener(Protocol):
+    """`photo`, `foresee` and `begin` are as of a Tap."""
+
     names: frozenset[str]  # what it wants to see
     inside: bool  # whether any of them is of the UNet
-
-    def photo(self, sides: tuple[int, int]) -> None: ...
-
-    def begin(self, begun: Begun) -> None: ...
 
     def asks(self, step: int | None) -> bool:
         """Whether it wants anything of this step."""
@@ -62,6 +60,10 @@ class Chain:
     def photo(self, sides: tuple[int, int]) -> None:
         for each in self.listeners:
             each.photo(sides)
+
+    def foresee(self, begun: Begun) -> None:
+        for each in self.listeners:
+            each.foresee(begun)
 
     def begin(self, begun: Begun) -> None:
         self.begun, self.index, self.time, self.texts = begun, None, None, 0

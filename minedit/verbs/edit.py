@@ -9,11 +9,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from minedit.attention.tap import Begun, tap_of
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import INVERSIONS, inversion_settings, name_of
+from minedit.methods.blending import Blending
 from minedit.methods.choose import DEFAULT, METHODS, method_settings
 from minedit.sampling.coded import pictures
-from minedit.sampling.loop import Progress, Run, Ticks
+from minedit.sampling.loop import Progress, Run, Ticks, start
 from minedit.sampling.numbers import SEED
 from minedit.sampling.together import joins, together
 from minedit.sampling.way import Job, Way
@@ -123,6 +125,13 @@ def edits(
     aims = [read_prompt(sd, each.target) for each in wanted]
     shared = {"photo": photo, "methods": METHODS, "inversions": INVERSIONS, "drawn": {}}
     jobs = [Job(sd, prompt, aim, align(prompt, aim), seed, run, tick, **shared) for aim in aims]
+    tap = tap_of(sd.unet)
+    if tap is not None and photo is None and all(_beside(each, job) for each, job in zip(wanted, jobs, strict=True)):
+        prompts, sides = (
+            (source, *(each.target for each in wanted)),
+            tuple(start(sd, [seed], run.height, run.width).shape[2:]),
+        )
+        tap.foresee(Begun(_named(len(prompts), True), prompts, negative_prompt, range(steps), sides))
     with counted(sd.unet) as rows:
         inverses = dict.fromkeys(each.inverse for each in wanted if each.inverse)
         found = {each: each.prepare(jobs[0]) for each in inverses}  # of the photograph and its prompt alone
@@ -162,6 +171,13 @@ def edits(
                     again=again[at],
                 )
     return [results[at] for at in range(len(wanted))]
+
+
+def _beside(wanted: Wanted, job: Job) -> bool:
+    """Whether it is known before anything is computed that source and target are drawn, at all steps."""
+    return (
+        isinstance(wanted.chosen, Blending) and getattr(wanted.chosen, "inverts", True) and not job.alignment.identical
+    )
 
 
 def _named(count: int, drawn: bool) -> tuple[str, ...]:
