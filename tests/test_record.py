@@ -173,6 +173,12 @@ def test_selection_by_step_row_head_and_word(sd):
     oracle = all_of_it[whole].at(step=2, row="target.cond", head=1).tensor
     found = values.at(step=2, row="target.cond", head=1)
     assert torch.allclose(found.at(word="boy").tensor, oracle[:, 3], atol=1e-7)
+    texts = "<begin>", *PAIR[1].split(), "<end>", *["<padding>"] * (TOKENS - 8)
+    assert all_of_it[whole].words["target.cond"] == texts
+    alone = all_of_it[whole].at(step=2, row="target.cond", head=1, word="boy")
+    assert torch.equal(alone.tensor, oracle[:, 3]) and alone.axes == ("pixel",)
+    with pytest.raises(MineditError, match="tokens are other words in other rows"):
+        all_of_it[whole].at(word="boy")
     assert torch.allclose(found.at(word="sitting boy").tensor, oracle[:, [2, 3]].sum(-1), atol=1e-7)
     assert values.at(row="source.cond", word="sitting boy").tensor.isnan().all()  # it is not in that prompt
     assert values.maps().shape[3:5] == values.map and "height" in values.maps().axes
@@ -234,11 +240,8 @@ def test_a_budget_is_kept_to_the_byte(sd, tmp_path):
     back, stored = Tape.read(file), load_file(file)
     for name in tape:
         assert torch.equal(back[name].tensor, tape[name].tensor) and torch.equal(stored[name], tape[name].tensor)
-        assert (back[name].axes, back[name].labels, back[name].map) == (
-            tape[name].axes,
-            tape[name].labels,
-            tape[name].map,
-        )
+        for part in ("axes", "labels", "map", "words"):
+            assert getattr(back[name], part) == getattr(tape[name], part)
 
 
 def test_a_patch_is_what_the_run_goes_on_with(sd, plain):

@@ -21,7 +21,7 @@ from minedit.attention.tap import Begun
 from minedit.config import MineditError, shown
 from minedit.record.axes import Values
 from minedit.record.names import MAPS, Asked, Entry, catalogue, chosen, nearest, split
-from minedit.record.select import HALVES, row_chosen, step_chosen, word_tokens
+from minedit.record.select import HALVES, row_chosen, row_words, step_chosen, word_tokens
 from minedit.record.store import NAMES, File, Memory, Planned, read
 from minedit.record.tap import Places, listening
 from minedit.stack.model import Model
@@ -80,6 +80,7 @@ class Recorder:
         self.begun: Begun | None = None
         self.drawn: list[int] = []  # the steps of this run that are recorded
         self.tokens: dict[str, list[list[int]]] = {}  # of a row: for each word, where its tokens stand
+        self.texts: dict[str, tuple[str, ...]] = {}  # of a row, of the UNet or the text encoder: its tokens' words
         self.early: dict[str, Values] = {}  # of a photograph, which comes up before the run
         count = sd.config.unet.heads
         if heads is not None and not (self._heads and all(0 <= head < count for head in self._heads)):
@@ -122,6 +123,7 @@ class Recorder:
             what = f"steps is {shown(repr(self.steps), 60)}"
             raise MineditError(f"{what}, none of this run's {begun.steps.start} to {begun.steps.stop - 1}")
         self.tokens = word_tokens(self.sd, begun, self.words, self.wants)
+        self.texts = row_words(self.sd, begun)
         known = catalogue(self.sd.config, begun.sides)
         planned = {}
         for name in chosen(lambda name: name in self.names, known):
@@ -184,7 +186,8 @@ class Recorder:
         if entry.part == "unet" or (entry.part == "run" and name != "text"):
             shape, axes, labels = [len(self.drawn), *shape], ["step", *axes], {"step": tuple(self.drawn), **labels}
         dtype = self.dtype or (torch.float32 if entry.wide else self.sd.dtype)
-        return Planned(tuple(shape), dtype, tuple(axes), labels, entry.map)
+        words = {row: self.texts[row] for row in rows} if "token" in axes else {}
+        return Planned(tuple(shape), dtype, tuple(axes), labels, entry.map, words)
 
 
 @contextmanager
@@ -231,4 +234,4 @@ def recorded(
 
 
 def _again(values: Values) -> Planned:
-    return Planned(tuple(values.shape), values.tensor.dtype, values.axes, values.labels, values.map)
+    return Planned(tuple(values.shape), values.tensor.dtype, values.axes, values.labels, values.map, values.words)

@@ -60,6 +60,25 @@ def word_tokens(
     return found
 
 
+def row_words(sd: Model, begun: Begun) -> dict[str, tuple[str, ...]]:
+    """The word that each token is of, for each row of the UNet and of the text encoder."""
+    empty = _read(sd.tokenizer.encode(begun.negative))
+    found = {"negative": empty}
+    for row, text in zip(begun.rows, begun.prompts, strict=True):
+        found[row] = found[f"{row}.cond"] = _read(sd.tokenizer.encode(text))
+        found[f"{row}.uncond"] = empty
+    return found
+
+
+def _read(prompt: Prompt) -> tuple[str, ...]:
+    found = ["<begin>", *["<padding>"] * (len(prompt.ids) - 1)]
+    found[prompt.length - 1] = "<end>"
+    for word in prompt.words:
+        for token in word.tokens:
+            found[token] = word.text
+    return tuple(found)
+
+
 def tokens_of(sd: Model, prompt: Prompt, word: str) -> list[int]:
     """Where the tokens of a word or phrase stand in a prompt, wherever it does; "dog" is "dogs" unless it stands there.
 

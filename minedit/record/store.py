@@ -32,6 +32,7 @@ class Planned:
     axes: tuple[str, ...]
     labels: dict[str, tuple]
     map: tuple[int, int] | None
+    words: dict[str, tuple[str, ...]]
 
     @property
     def bytes(self) -> int:
@@ -141,12 +142,13 @@ def read(path: str | os.PathLike) -> dict[str, Values]:
 
 def _read(tensor: Tensor, told: dict) -> Values:
     labels = {axis: tuple(each) for axis, each in told["labels"].items()}
-    return Values(tensor, tuple(told["axes"]), labels, told["map"] and tuple(told["map"]))
+    words = {row: tuple(each) for row, each in told["words"].items()}
+    return Values(tensor, tuple(told["axes"]), labels, told["map"] and tuple(told["map"]), words)
 
 
 def _told(each: Planned) -> dict:
-    return {"axes": each.axes, "labels": each.labels, "map": each.map}
+    return {"axes": each.axes, "labels": each.labels, "map": each.map, "words": each.words}
 
 
 def _values(tensor: Tensor, each: Planned) -> Values:
-    return Values(tensor, each.axes, each.labels, each.map)
+    return Values(tensor, each.axes, each.labels, each.map, each.words)
