@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 from minedit.attention.inside import Gate  # noqa: E402
 from minedit.attention.rules import Attn, Edit, Rule  # noqa: E402
 from minedit.speed import fast as fast_file  # noqa: E402
-from minedit.speed import fused, layers  # noqa: E402
+from minedit.speed import fused, group_norm, layers  # noqa: E402
 from minedit.speed.fast import lay_out  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,29 +57,31 @@ LARGE = ((1, 80, 8, 9, 31), (2, 32, 8, 20, 9), (1, 60, 2, 17, 19), (1, 160, 2, 8
 def test_group_norm(shape, dtype, monkeypatch):
     b, c, groups, h, w = shape
     if shape in LARGE:  # the interpreter is slow: smaller maps, in as many pieces
-        monkeypatch.setattr(fused, "IN_REGISTERS", 0)
-        monkeypatch.setattr(fused, "TILE", 1024)
-        monkeypatch.setattr(fused, "LARGE", 200)
-        monkeypatch.setattr(fused, "CHUNKS", 4)
-        monkeypatch.setattr(fused, "MANY", 8)
+        monkeypatch.setattr(group_norm, "IN_REGISTERS", 0)
+        monkeypatch.setattr(group_norm, "TILE", 1024)
+        monkeypatch.setattr(group_norm, "LARGE", 200)
+        monkeypatch.setattr(group_norm, "CHUNKS", 4)
+        monkeypatch.setattr(group_norm, "MANY", 8)
     x = normal(f"{shape}", b, c, h, w) * 2 + 3  # far from 0: squares of x would lose digits
     for silu, shift in ((True, normal("shift", b, 2 * c)[:, c:]), (False, None)):
-        assert_as_good(fused.group_norm, fused.plain_group_norm, x, norm_of(groups, c), silu, shift, dtype=dtype)
+        assert_as_good(
+            group_norm.group_norm, group_norm.plain_group_norm, x, norm_of(groups, c), silu, shift, dtype=dtype
+        )
 
 
 def test_group_norm_takes_what_lies_anyhow_and_gives_channels_last(monkeypatch):
     norm, whole = norm_of(4, 16).to(DEVICE), normal("whole", 2, 32, 12, 10).to(DEVICE)
     shift = normal("one", 1, 16).to(DEVICE)
-    for limit in (fused.IN_REGISTERS, 0):
-        monkeypatch.setattr(fused, "IN_REGISTERS", limit)
+    for limit in (group_norm.IN_REGISTERS, 0):
+        monkeypatch.setattr(group_norm, "IN_REGISTERS", limit)
         for x in (
             whole[:, 8:24, 2:9, ::2],
             whole[:, :16].transpose(2, 3),
             whole.to(memory_format=torch.channels_last)[:, :16],
         ):
-            ours, plain = fused.group_norm(x, norm, True, shift), fused.plain_group_norm(x, norm, True, shift)
+            ours, plain = group_norm.group_norm(x, norm, True, shift), group_norm.plain_group_norm(x, norm, True, shift)
             assert relative(ours, plain) < 1e-6 and ours.is_contiguous(memory_format=torch.channels_last)
-            assert torch.equal(ours, fused.group_norm(x, norm, True, shift))
+            assert torch.equal(ours, group_norm.group_norm(x, norm, True, shift))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

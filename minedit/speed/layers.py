@@ -18,13 +18,12 @@ from minedit.speed.fused import (
     add_layer_norm,
     gate,
     geglu,
-    group_norm,
     plain_add,
     plain_add_layer_norm,
     plain_gate,
     plain_geglu,
-    plain_group_norm,
 )
+from minedit.speed.group_norm import group_norm, plain_group_norm
 from minedit.stack.unet import GEGLU, BasicTransformerBlock, CrossAttention, ResBlock, SpatialTransformer, UNet
 from minedit.stack.vae import ResnetBlock
 
