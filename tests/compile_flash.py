@@ -44,7 +44,7 @@ def main() -> None:
     if "--quick" in sys.argv:
         jobs = [(gpu, dtype, flash.shape(4096, 40, 4096, gpu >= 90)) for gpu in (80, 90) for dtype in flash.DTYPES]
     else:
-        from candidates import candidates
+        from flash import candidates
 
         jobs = [(90, torch.float16, sizes) for sizes in candidates()]
     for target, dtype, sizes in jobs:

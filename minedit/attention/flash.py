@@ -45,7 +45,7 @@ def _tile(x, at, stride, count, D: tl.constexpr, START: tl.constexpr, BD: tl.con
 
 @triton.jit
 def _powers(x, SOFT: tl.constexpr):
-    """2**x for x <= 0. SOFT: one in four as a polynomial, of an error of 4e-6: the unit for powers is the slow one."""
+    """2**x for x <= 0. SOFT: one in four as a polynomial, of an error of 3e-6: the unit for powers is the slow one."""
     if not SOFT:
         return tl.exp2(x)
     # x = i + f with f in -1/2 ... 1/2: adding 3·2**22 rounds x to i in the last bits, which then go into the exponent
@@ -62,9 +62,9 @@ def _powers(x, SOFT: tl.constexpr):
         mov.b32 i, b;
         sub.rn.f32 b, b, 0f4B400000;
         sub.rn.f32 a, a, b;
-        fma.rn.f32 p, a, 0f3C1D955B, 0f3D635847;
-        fma.rn.f32 p, p, a, 0f3E75FDF0;
-        fma.rn.f32 p, p, a, 0f3F317218;
+        fma.rn.f32 p, a, 0f3C1D0166, 0f3D64FE23;
+        fma.rn.f32 p, p, a, 0f3E7601BC;
+        fma.rn.f32 p, p, a, 0f3F317096;
         fma.rn.f32 p, p, a, 0f3F800000;
         mov.b32 j, p;
         shl.b32 i, i, 23;
