@@ -82,7 +82,8 @@ def test_large_scores_do_not_overflow():
     assert_as_good_as_eager(*case(1, 2, 70, 140, 40, torch.float16, scale=60))
 
 
-WIDTHS = {"split": (32, 16, 32, 16), "whole": (64, 0, 64, 0), "mixed": (32, 16, 64, 0)}
+WIDTHS = {"split": (32, 16, 32, 16), "whole": (64, 0, 64, 0), "v whole": (32, 16, 64, 0),
+          "v split": (64, 0, 32, 16)}  # fmt: skip
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
