@@ -40,8 +40,8 @@ SHAPES = ((4, 8, 4096, 40), (2, 8, 4096, 40))
 TINY = ((2, 1, 150, 40),)
 BEST = 6  # launches that are timed in every shape and dtype, not only in the first
 WIDTHS = ((64, 0, 64, 0), (64, 0, 32, 16), (32, 16, 64, 0), (32, 16, 32, 16))  # BD, BE, VD, VE
-BLOCKS = ((128, 64, 8), (64, 64, 4), (128, 64, 4), (256, 64, 16), (256, 64, 8), (128, 128, 8), (128, 32, 8),
-          (256, 32, 16))  # BM, BN, warps  # fmt: skip
+BLOCKS = ((128, 64, 8), (128, 128, 8), (64, 64, 4), (64, 128, 4), (256, 64, 8), (256, 64, 16), (128, 64, 4),
+          (128, 32, 8), (256, 32, 16))  # BM, BN, warps  # fmt: skip
 TORCH = {"default": None, "cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 
@@ -49,9 +49,10 @@ def candidates() -> Iterator[Sizes]:
     """The default first, then each that makes sense, those without polynomials before the others."""
     first = kernels.shape(4096, 40, 4096)
     yield first
-    every = itertools.product((0, 1), BLOCKS, WIDTHS, (3,))
-    staged = itertools.product((0,), BLOCKS[:2], WIDTHS[::3], (2, 4))
-    for soft, (bm, bn, warps), widths, stages in itertools.chain(every, staged):
+    every = itertools.product((0,), BLOCKS, WIDTHS, (3,))
+    staged = itertools.product((0,), BLOCKS[:2], WIDTHS[:2], (2, 4))
+    soft_ones = itertools.product((1,), BLOCKS[:4], WIDTHS[:2], (3,))
+    for soft, (bm, bn, warps), widths, stages in itertools.chain(every, staged, soft_ones):
         sizes = {"BM": bm, "BN": bn, **dict(zip(("BD", "BE", "VD", "VE"), widths, strict=True))}
         sizes |= {"SOFT": soft, "STAGES": stages, "num_warps": warps}
         if sizes != first:

@@ -5,7 +5,7 @@ is handed to `sdpa`. One program has BM pixels of one row and head and goes thro
 online softmax of Milakov and Gimelshein (arXiv:1805.02867) as in FlashAttention-2 (arXiv:2307.08691): in base 2, sums
 in float32, probabilities rounded to v's dtype for the product with v.
 
-Not chosen by `auto`: benchmarks/flash.py tells where it is the faster.
+Nothing chooses it by itself: `--attention minedit.attention.flash:attend` does. benchmarks/flash.py compares it.
 """
 
 from collections.abc import Hashable
