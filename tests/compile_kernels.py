@@ -79,15 +79,20 @@ def fused_variants():
     yield "add 320", fused._add, {"C": 320, "BC": 64, "ROWS": 64}, 4
     for c, rows in ((320, 4), (640, 4), (1280, 1)):
         yield f"add_layer_norm {c}", fused._add_layer_norm, {"C": c, "BC": 1 << c.bit_length(), "ROWS": rows}, 4
+    yield "gate 1280, sums", fused._sums, {"C": 1280, "CHUNK": 16, "BC": 32, "ROWS": 128}, 4
+    yield "gate 1280", fused._gate, {"C": 1280, "BC": 2048, "ROWS": 4, "K": fused.CHUNKS, "CENTRE": True}, 4
     yield "geglu 1280", fused._geglu, {"C": 1280, "BC": 256, "ROWS": 16}, 4
 
 
 def fused_compiled(target: int, kernel, fixed: dict, warps: int, dtype: torch.dtype):
     names = kernel.arg_names
-    maps = ("x", "h", "out", "total", "weight", "bias", "shift")
-    types = dict.fromkeys(maps, f"*{TYPES[dtype]}") | dict.fromkeys(("moments", "parts"), "*fp32") | {"eps": "fp32"}
+    maps = ("x", "h", "out", "total", "weight", "bias", "shift", "key")
+    types = dict.fromkeys(maps, f"*{TYPES[dtype]}") | dict.fromkeys(("moments", "parts"), "*fp32")
+    types |= dict.fromkeys(("eps", "scale", "slope"), "fp32")
     if kernel is fused._add:
         types["bias"] = "*fp32"
+    if kernel is fused._gate:
+        types["out"] = "*fp32"
     signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in names}
     aligned = [name for name in names if signature[name][0] == "*"]
     source = ASTSource(

@@ -18,7 +18,8 @@ from small_model import TOKENS, small_model
 from torch import nn
 
 pytest.importorskip("triton")
-from minedit.attention.rules import Attn, Rule  # noqa: E402
+from minedit.attention.inside import Gate  # noqa: E402
+from minedit.attention.rules import Attn, Edit, Rule  # noqa: E402
 from minedit.speed import fast as fast_file  # noqa: E402
 from minedit.speed import fused, layers  # noqa: E402
 from minedit.speed.fast import lay_out  # noqa: E402
@@ -103,6 +104,19 @@ def test_geglu(dtype):
         assert_as_good(fused.geglu, fused.plain_geglu, x, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n,c,centre", [(70, 320, True), (33, 12, True), (5, 64, False), (1, 16, False)])
+def test_gate(n, c, centre, dtype):
+    hidden, key = (normal("h", n, c) + 2).to(DEVICE, dtype), normal("key", c).to(DEVICE)
+    made = Gate(key / key.norm(), 0.95, 1.3, centre)
+    x = hidden.double()
+    x = x - x.mean(0) if centre else x
+    expected = 0.95 * (1.3 * x @ made.key.to(dtype).double() / x.norm(dim=1)).clamp(0, 1)
+    found = fused.gate(made, hidden)
+    assert found.dtype == torch.float32 and relative(found, expected) <= 4e-6
+    assert expected.gt(0).any()
+
+
 @pytest.fixture(autouse=True)
 def no_tf32(monkeypatch):
     """By torch's default a GPU rounds what float32 convolutions read to 10 bits, and each algorithm does otherwise."""
@@ -138,9 +152,14 @@ def test_a_fused_unet_is_the_same_but_for_rounding(sd, parts):
     x, t, context = (
         each.to(DEVICE) for each in (normal("x", 2, 4, 4, 4), torch.tensor([500, 20]), normal("c", 2, TOKENS, 16))
     )
-    watch = {site.name: True for site in sd.unet.sites if site.kind == "cross"}
+    cross = [site for site in sd.unet.sites if site.kind == "cross"]
+    watch = {site.name: True for site in cross}
+    gate = Gate(torch.nn.functional.normalize(normal("key", cross[0].channels), dim=0).to(DEVICE), 0.9, 1.5, True)
+    some = torch.linspace(0, 1, TOKENS, device=DEVICE)
+    edited = Rule(edits=(Edit(1, 0, None, some * 0, some, 1 - some, gate),))
+    rules = {"output_blocks.1.0": Rule(v_rows=(0, 0)), cross[0].name: edited}
     with torch.inference_mode():
-        ours, plain = (Attn(rules={"output_blocks.1.0": Rule(v_rows=(0, 0))}, watch=watch, seen={}) for _ in range(2))
+        ours, plain = (Attn(rules=rules, watch=watch, seen={}) for _ in range(2))
         assert relative(unet(x, t, context, ours), sd.unet(x, t, context, plain)) < 1e-5
         if parts == layers.PARTS:  # what a ControlNet adds
             more = [normal(str(i), *found.shape).to(DEVICE) for i, found in enumerate(maps(sd.unet, x, t, context))]

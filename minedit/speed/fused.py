@@ -1,8 +1,8 @@
 """What torch runs as passes of their own, in one or two: Triton kernels for activations that lie channels-last.
 
-`group_norm` (with what is added before it and SiLU behind it), `add` (two branches and a bias), `add_layer_norm` and
-`geglu`; each has beside it, `plain_...`, what it computes, in torch. Sums are in float32 whatever the dtype, without
-atomics, so that a result repeats bit for bit. No gradients.
+`group_norm` (with what is added before it and SiLU behind it), `add` (two branches and a bias), `add_layer_norm`,
+`geglu` and `gate` (AdapEdit's weights of pixels); each has beside it, `plain_...`, what it computes, in torch. Sums are
+in float32 whatever the dtype, without atomics, so that a result repeats bit for bit. No gradients.
 torch's GroupNorm copies a channels-last map to another layout, and the convolution behind it copies it back.
 """
 
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor, nn
+
+from minedit.attention.inside import Gate
 
 IN_REGISTERS = 32768  # numbers of a group, padded, that one program holds: such maps are read once
 TILE = 16384  # numbers, padded, of which one program takes the moments at a time
@@ -241,6 +243,58 @@ def _geglu(x, out, m, C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr):
     value, gate = tl.load(x + at, mask=mask, other=0.0), tl.load(x + C + at, mask=mask, other=0.0).to(tl.float32)
     y = value.to(tl.float32) * (0.5 * gate * (1 + tl.erf(gate * 0.7071067811865476)))
     tl.store(out + (row.to(tl.int64) * C)[:, None] + channel[None, :], y.to(out.dtype.element_ty), mask=mask)
+
+
+def plain_gate(gate: Gate, hidden: Tensor) -> Tensor:
+    """E_[V] [N,C] of the edited row -> [N] float32."""
+    return gate.weights(hidden)
+
+
+def gate(gate: Gate, hidden: Tensor) -> Tensor:
+    """`plain_gate` in two launches instead of twelve, or one where nothing is centred."""
+    hidden, (n, c) = hidden.contiguous(), hidden.shape
+    out = torch.empty(n, dtype=torch.float32, device=hidden.device)
+    parts = torch.empty(CHUNKS, c, dtype=torch.float32, device=hidden.device)
+    wide = triton.next_power_of_2(c)
+    rows = max(1, 8192 // wide)
+    with torch.cuda.device_of(hidden):
+        if gate.centre:
+            sizes = {"C": c, "CHUNK": triton.cdiv(n, CHUNKS), "BC": 32, "ROWS": 128}
+            _sums[(CHUNKS, triton.cdiv(c, 32))](hidden, parts, n, **sizes)
+        numbers = n, gate.scale, gate.slope
+        _gate[(triton.cdiv(n, rows),)](
+            hidden, parts, gate.key.to(hidden), out, *numbers, C=c, BC=wide, ROWS=rows, K=CHUNKS, CENTRE=gate.centre
+        )
+    return out
+
+
+@triton.jit
+def _sums(x, parts, n, C: tl.constexpr, CHUNK: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr):
+    """Of CHUNK rows of x [n,C], for BC of the columns."""
+    k, channel = tl.program_id(0), tl.program_id(1) * BC + tl.arange(0, BC)
+    total = tl.zeros([BC], tl.float32)
+    for done in range(0, CHUNK, ROWS):
+        row = k * CHUNK + done + tl.arange(0, ROWS)
+        mask = ((row < n) & (row < (k + 1) * CHUNK))[:, None] & (channel < C)[None, :]
+        total += tl.sum(tl.load(x + row[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32), axis=0)
+    tl.store(parts + k * C + channel, total, mask=channel < C)
+
+
+@triton.jit
+def _gate(x, parts, key, out, n, scale, slope, C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr,
+          CENTRE: tl.constexpr):  # fmt: skip
+    row, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BC)
+    inside = channel < C
+    mask = (row < n)[:, None] & inside[None, :]
+    h = tl.load(x + row[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    if CENTRE:
+        total = tl.zeros([BC], tl.float32)
+        for k in range(K):
+            total += tl.load(parts + k * C + channel, mask=inside, other=0.0)
+        h = tl.where(mask, h - (total / n)[None, :], 0.0)
+    length = tl.maximum(tl.sqrt(tl.sum(h * h, axis=1)), 1e-8)
+    cosine = tl.sum(h * tl.load(key + channel, mask=inside, other=0.0).to(tl.float32)[None, :], axis=1) / length
+    tl.store(out + row, scale * tl.minimum(tl.maximum(slope * cosine, 0.0), 1.0), mask=row < n)
 
 
 def _across(c: int) -> int:
