@@ -5,7 +5,8 @@ is handed to `sdpa`. One program has BM pixels of one row and head and goes thro
 online softmax of Milakov and Gimelshein (arXiv:1805.02867) as in FlashAttention-2 (arXiv:2307.08691): in base 2, sums
 in float32, probabilities rounded to v's dtype for the product with v.
 
-Nothing chooses it by itself: `--attention minedit.attention.flash:attend` does. benchmarks/flash.py compares it.
+Nothing chooses it: on an H200 cuDNN's kernel takes 0.83 of its time (benchmarks/flash.csv). To have it anyway:
+`--attention minedit.attention.flash:attend`.
 """
 
 from collections.abc import Hashable
@@ -175,13 +176,14 @@ def attend(
 def shape(n: int, d: int, t: int, hopper: bool = True) -> dict[str, int]:
     """The launch's tiles: BM pixels, BN keys, BD + BE of q's and k's width, VD + VE of v's; how it is pipelined."""
     BD, BE = _split(d)
+    VD, VE = (64, 0) if d == 40 else (BD, BE)  # the fastest of 52 on an H200, and slower than cuDNN's: docs/gpu.md
     return {
         "BM": 128 if n > 64 else 64,
         "BN": 64,
         "BD": BD,
         "BE": BE,
-        "VD": BD,
-        "VE": BE,
+        "VD": VD,
+        "VE": VE,
         "SOFT": 0,
         "STAGES": 3 if hopper else 2,
         "num_warps": 8 if n > 64 else 4,

@@ -106,7 +106,7 @@ def shape(n: int, d: int, t: int, dtype: torch.dtype, hopper: bool = True) -> di
         "BD": BD,
         "BE": BE,
         "TILES": 1,  # a loop takes half as many registers again
-        "num_warps": 16 if not narrow else 8 if older and not wide else 4,  # few: minutes to compile in float32
+        "num_warps": 8 if older and not wide else 4,
         "num_stages": 1,
     }
 
