@@ -67,6 +67,8 @@ def attend(
             raise MineditError(f"attention 'triton': q, k, v are {found}; expected one width, dtype and device")
         if any(x.stride(3) != 1 for x in (q, k, v)):
             return attend(q.contiguous(), k.contiguous(), v.contiguous(), rule, columns)
+        if q.dtype == torch.float32 and q.shape[3] > 128 and not _hopper(q.device):
+            return sdpa(q, k, v, rule, columns)  # more than such a GPU's 163 KB on chip
         if routes != NOWHERE and len(q) > ROUTED:
             return attend(*rule.route(q, k, v), Rule(edits=edits), columns)
         launches += _prepared(q, k, v, routes, edits, columns)
@@ -104,9 +106,13 @@ def shape(n: int, d: int, t: int, dtype: torch.dtype, hopper: bool = True) -> di
         "BD": BD,
         "BE": BE,
         "TILES": 1,  # a loop takes half as many registers again
-        "num_warps": 8 if older and not wide else 4,
+        "num_warps": 16 if not narrow else 8 if older and not wide else 4,  # few: minutes to compile in float32
         "num_stages": 1,
     }
+
+
+def _hopper(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _split(size: int) -> tuple[int, int]:
@@ -124,8 +130,7 @@ def _prepared(
     # vectors of 8 numbers are what a thread loads at once; a head begins at a multiple of 40, not of 16
     unit = 8 if all(s % 8 == 0 for s in strides) else 1
     strides = [s // unit for s in strides]
-    hopper = q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) >= (9, 0)
-    sizes = shape(n, d, t, q.dtype, hopper)
+    sizes = shape(n, d, t, q.dtype, _hopper(q.device))
     options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
     fixed = heads, d, t, unit, INTERPRETED and q.dtype == torch.bfloat16
     at = [_number(rows) for rows in routes]
