@@ -3,7 +3,8 @@
     python benchmarks/closed_world.py --split tune --methods adapedit,p2p:cross_steps=0.6 [--limit 5] [--steps 50]
 
 A method is its name, or its name and settings: name:setting=value:setting=value. All methods that are asked for edit a
-pair in one batch, so `seconds`, the batch's divided by the edits in it, is a method's own only where it runs alone.
+pair in one batch, so `seconds`, the batch's divided by the edits in it, is a method's own only with --alone. Pairs come
+one of each kind after the other: a run that --seconds ends has as many of each.
 Three frames are methods, too: "copy" gives back the source, "fixed-seed" is the target's prompt from the same noise,
 "re-render" is the renderer's source and counterfactual, both through the autoencoder. What the judge read goes to
 --kept, a line per method and pair, and is not made again; the table's rows go to --out (benchmarks/closed_world.csv).
@@ -42,8 +43,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--model")
-    parser.add_argument("--device", help="cpu or cuda; else cuda where there is one")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--alone", action="store_true", help="each method by itself")
     parser.add_argument("--seconds", type=float, help="begin no pair after this long, and make no table")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
@@ -64,12 +66,17 @@ def main() -> None:
         seen[pair.kind] += 1
         if args.limit is None or seen[pair.kind] <= args.limit:
             picked.append(pair)
+    picked.sort(key=lambda pair: int(pair.id.rsplit("-", 1)[1]))
+    began = time.monotonic()
     with args.kept.open("a", encoding="utf-8") as file:
         for pair in tqdm(picked, mininterval=10):
+            if args.seconds and time.monotonic() - began > args.seconds:
+                return
             missing = [spec for spec in specs if (spec, pair.id) not in done]
-            for row in edited(sd, judge, pair, missing, args.steps, args.guidance) if missing else ():
-                done[row["method"], pair.id] = row
-                print(json.dumps({**made, **row}), file=file, flush=True)
+            for some in ([spec] for spec in missing) if args.alone else filter(None, [missing]):
+                for row in edited(sd, judge, pair, some, args.steps, args.guidance):
+                    done[row["method"], pair.id] = row
+                    print(json.dumps({**made, **row}), file=file, flush=True)
     told = {"date": date.today().isoformat(), "torch": torch.__version__, "threads": args.threads, **made}
     rows = [row for spec in specs for row in table(spec, picked, done)]
     print(f"{'method':32}{'kind':10}{'pairs':>5}", *(f"{name.upper():>21}" for name in FIGURES), "s/edit")
