@@ -44,7 +44,8 @@ and `target` of an edit (`target1`, `target2` ... of several), `0`, `1` ... of `
 `source.uncond` and `source.cond`. `rows="target"` chooses both halves, `rows="cond"` that half of all. The text encoder
 has `negative` and each picture's prompt; the encoder of the autoencoder has `photo`. Where a method leaves a row out at
 a step, its values are NaN; where it calls the UNet twice in a step, they are the last call's. Statistics passes and
-inversions are not seen. The axis `pixel` keeps its height and width: `.maps()` makes two axes of it.
+inversions are not seen. The axis `pixel` keeps its height and width: `.maps()` makes two axes of it. The axis `token`
+knows its words: `.at(row="target.cond", word="dog")` is the sum over a word's tokens.
 
 `recorded(..., to="tape.safetensors")` fills a file in place of memory, `budget=` bytes at most, header and all; what
 does not fit is refused before the run. `minedit.Tape.read(file)` reads it.

@@ -176,12 +176,15 @@ def chosen(asked: Asked, names: Iterable[str]) -> list[str]:
 
 
 def nearest(pattern: str, names: Iterable[str]) -> str:
-    """The names that resemble a name, or the end of a glob, most."""
-    core = pattern.rpartition("*")[2].strip(".") or pattern.strip("*.")
-    parts = core.count(".") + 1 if "*" in pattern else 0
+    """The names that resemble a name, or the beginning or end of a glob, most."""
+    first = not pattern.startswith("*")
+    core = pattern.partition("*")[0] if first else pattern.rpartition("*")[2]
+    core = core.strip(".") or pattern.strip("*.")
+    count = core.count(".") + 1 if "*" in pattern else None
 
     def far(name: str) -> tuple[float, int]:
-        tail = ".".join(name.split(".")[-parts:])
-        return -difflib.SequenceMatcher(None, core, tail, autojunk=False).ratio(), len(name)
+        parts = name.split(".")
+        part = ".".join(parts if count is None else parts[:count] if first else parts[-count:])
+        return -difflib.SequenceMatcher(None, core, part, autojunk=False).ratio(), len(name)
 
     return ", ".join(sorted(names, key=far)[:3])
