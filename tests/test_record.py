@@ -303,6 +303,26 @@ def test_what_matches_nothing_is_said(sd):
             draw(sd)
 
 
+WRONG = (
+    ({"device": "abacus"}, "device 'abacus' cannot be used here"),
+    ({"dtype": "int8"}, "dtype is 'int8', expected one of float32, float16"),
+    ({"budget": "1 GB"}, "budget is '1 GB', expected a number of bytes"),
+    ({"heads": [2]}, r"heads is \[2\], expected some of 0 to 1"),
+    ({"steps": [7]}, r"steps is \(7,\), none of this run's 0 to 2"),
+    ({"rows": "edited"}, "rows is 'edited', none of source.uncond, target.uncond, source.cond, target.cond"),
+    ({"steps": 0.5}, "steps or rows are 0.5, expected one, several, or a function"),
+    ({"names": []}, "no name was given"),
+    ({"names": lambda name: False}, "the function of names chose none of"),
+    ({"names": [3]}, "a name is 3, expected a text"),
+)
+
+
+@pytest.mark.parametrize("wrong, fault", WRONG, ids=[next(iter(wrong)) for wrong, _ in WRONG])
+def test_mistakes_are_said_in_a_line(sd, wrong, fault):
+    with pytest.raises(MineditError, match=fault), minedit.recorded(sd, **wrong):
+        draw(sd)
+
+
 def test_two_models_and_two_threads_do_not_meet(sd, plain):
     """Patches of one model, in one thread: the other model, and the same one in another thread, draw as ever."""
     other, found, barrier = small_model("eager"), {}, threading.Barrier(2, timeout=60)

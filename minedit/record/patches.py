@@ -22,9 +22,10 @@ from torch import Tensor
 from minedit.attention.tap import Begun
 from minedit.config import MineditError, shown
 from minedit.record.names import catalogue, chosen, split
-from minedit.record.select import row_chosen, step_chosen
+from minedit.record.select import held, row_chosen, step_chosen
 from minedit.record.tap import Places, listening
 from minedit.stack.model import Model
+from minedit.verbs.asked import check_model
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Patcher:
                 self.functions.setdefault(name, []).append((pattern, patch))
         self.names = frozenset(self.functions)
         self.inside = any(known[name].part == "unet" or name.startswith("eps.") for name in self.names)
-        self.steps, self.rows, self.unasked = steps, rows, set(patches)
+        self.steps, self.rows, self.unasked = held(steps), held(rows), set(patches)
         if sd.fast and sd.device.type == "cuda" and not sd.unet.unfused:
             inner = sorted(name for name in self.names if known[name].inner)
             if inner:
@@ -122,6 +123,7 @@ def patched(
 
     Raises MineditError for a name that there is not, and at the end for one that never came up.
     """
+    check_model(sd)
     patcher = Patcher(sd, patches, steps, rows)
     with listening(sd, patcher):
         yield

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from minedit.attention.tap import Begun
 from minedit.config import MineditError, shown
+from minedit.files.torchnames import torch_device
 from minedit.record.axes import Values
 from minedit.record.names import MAPS, Asked, Entry, catalogue, chosen, nearest, split
-from minedit.record.select import HALVES, row_chosen, row_words, step_chosen, word_tokens
+from minedit.record.select import HALVES, held, row_chosen, row_words, step_chosen, word_tokens
 from minedit.record.store import NAMES, File, Memory, Planned, read
 from minedit.record.tap import Places, listening
 from minedit.stack.model import Model
+from minedit.verbs.asked import check_model
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in NAMES}
 
@@ -74,7 +76,7 @@ class Recorder:
         self.sd, self.store, self.dtype, self.tape = sd, store, dtype, Tape()
         self.names = frozenset(chosen(names, known))
         self.inside = any(known[name].part == "unet" or name.startswith("eps.") for name in self.names)
-        self.steps, self.rows, self.words = steps, rows, words
+        self.steps, self.rows, self.words = held(steps), held(rows), words
         self._heads = None if heads is None else list(heads)
         self.now: dict[str, Values] = {}
         self.begun: Begun | None = None
@@ -217,13 +219,16 @@ def recorded(
 
     Raises MineditError for names that there are not, and before the run where the budget is too small.
     """
+    check_model(sd)
     if isinstance(dtype, str):
         dtype = DTYPES.get(dtype, dtype)
     if dtype is not None and dtype not in NAMES:
         raise MineditError(f"dtype is {shown(repr(dtype), 60)}, expected one of {', '.join(DTYPES)}")
+    if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 0):
+        raise MineditError(f"budget is {shown(repr(budget), 60)}, expected a number of bytes, or None")
     if words is not None:
         words = [words] if isinstance(words, str) else list(words)
-    store = Memory(budget, torch.device(device)) if to is None else File(budget, to)
+    store = Memory(budget, torch_device(device)) if to is None else File(budget, to)
     recorder, done = Recorder(sd, names, steps, rows, heads, words, dtype, store), False
     try:
         with listening(sd, recorder):

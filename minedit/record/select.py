@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from minedit.attention.tap import Begun
 from minedit.config import MineditError, shown
@@ -11,6 +11,15 @@ from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt
 
 HALVES = ("uncond", "cond")
+
+
+def held(asked: object) -> object:
+    """Steps or rows as they are asked for, to be looked at more than once."""
+    if asked is None or callable(asked) or isinstance(asked, int | str | range):
+        return asked
+    if not isinstance(asked, Iterable):
+        raise MineditError(f"steps or rows are {shown(repr(asked), 60)}, expected one, several, or a function")
+    return tuple(asked)
 
 
 def step_chosen(steps: object, step: int) -> bool:
