@@ -10,6 +10,12 @@ lpips.py     how unlike two pictures look
 foreign.py   networks in transformers' folders
 clip.py      how well a picture fits a text
 dino.py      how far a picture's structure moved
+columns.py   what the figures are called, and what they are
 asked.py     what benchmarks ask for
+closed.py    the closed world's own figures
+measured.py  an edit → its figures
+kept.py      rows that stay
+evaluate.py  a benchmark, methods and a model → rows
+table.py     rows → means and their intervals
 ```
 """
