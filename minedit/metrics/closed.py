@@ -5,6 +5,8 @@ the model drew has its subject where the model put it: its background is what no
 of CHANCES renderings of the pair.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from PIL.Image import Image
@@ -25,8 +27,9 @@ def read_off(pair: Pair, source: Reading, edit: Reading) -> dict[str, float | No
     return {name: getattr(found, name) for name in FIGURES}
 
 
+@lru_cache(maxsize=4)  # of one pair, for every method
 def background(pair: Pair, size: int, photograph: bool) -> Tensor:
-    """What neither the subject nor the change covers: [1,1,size,size] of 0 and 1. Most of it, or none: of a place."""
+    """What neither the subject nor the change covers: [1,1,size,size] of 0 and 1. Another time of day changes all."""
     seeds = (pair.seed,) if photograph else range(pair.seed + 1, pair.seed + 1 + CHANCES)
     covered = np.zeros((size, size), dtype=bool)
     for seed in seeds:
