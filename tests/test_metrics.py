@@ -78,7 +78,9 @@ def test_lpips_is_the_packages():
     picked = [rendered(each) for each in pairs("tune")[:115:57]]
     a, b = (torch.cat([to_tensor(pair[at]) for pair in picked]) / 2 + 0.5 for at in (0, 1))
     assert np.allclose(lpips(a, b), LPIPS_OF_PAIRS, atol=1e-4)
-    assert lpips(a, a).abs().max() == 0
+    assert lpips(a, a).abs().max() == 0 and lpips(a[..., :32, :32], b[..., :32, :32]).isfinite().all()
+    with pytest.raises(MineditError, match="31 x 128"):
+        lpips(a[..., :31], b[..., :31])
     left = torch.zeros(1, 1, 128, 128)
     left[..., :64] = 1
     halves = torch.stack([lpips(a, b, left), lpips(a, b, 1 - left)])

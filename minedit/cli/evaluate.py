@@ -195,9 +195,7 @@ def _parser() -> Parser:
     parser.add_argument("--pairs", metavar="BENCHMARK", help="the same")
     text = "all, or some with commas between: copy, re-render, " + ", ".join(METHODS)
     text += "; with settings: p2p:cross_steps=0.6:self_steps=0"
-    parser.add_argument(
-        "--methods", metavar="NAMES", type=_names, default=["copy", "fixed-seed", "p2p", "adapedit"], help=text
-    )
+    parser.add_argument("--methods", metavar="NAMES", type=_names, default="copy,fixed-seed,p2p,adapedit", help=text)
     text = f"some of {', '.join(GROUPS)}; all whose weights are there, if not given"
     parser.add_argument("--metrics", metavar="NAMES", type=_groups, help=text)
     parser.add_argument("--limit", metavar="N", type=options.number(int, 1, 10**9), help="edits of each kind")

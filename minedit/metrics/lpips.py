@@ -20,6 +20,7 @@ from minedit.metrics.pixels import averaged
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of a picture in [-1,1]
 TINY = 1e-10  # added to a length, so that nothing is divided by 0
+LEAST = 32  # pixels a side: of fewer, the last layers see none
 TAPS = {"alex": (1, 4, 7, 9, 11), "squeeze": (1, 4, 7, 9, 10, 11, 12)}  # layers that are compared
 WIDTHS = {"alex": (64, 192, 384, 256, 256), "squeeze": (64, 128, 256, 384, 384, 512, 512)}  # their channels
 EXPECTED = "expected torchvision's alexnet or squeezenet1_1: tensors features.0.weight ..."
@@ -59,9 +60,10 @@ def _squeezenet() -> nn.Sequential:
 
 
 class LPIPS(nn.Module):
-    """Pictures a, b [B,3,H,W] in [0,1], of 64 pixels a side or more -> [B], 0 for the same and about 1 at most.
+    """Pictures a, b [B,3,H,W] in [0,1], of LEAST pixels a side or more -> [B], 0 for the same and about 1 at most.
 
-    inside [B,1,H,W] of 0 and 1: over its pixels alone, with the layers' maps stretched over the picture.
+    inside [B,1,H,W] of 0 and 1: over its pixels alone, with the layers' maps stretched over the picture. Raises
+    MineditError for smaller pictures.
     """
 
     def __init__(self, net: str) -> None:
@@ -72,6 +74,10 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def forward(self, a: Tensor, b: Tensor, inside: Tensor | None = None) -> Tensor:
+        if min(a.shape[2:]) < LEAST:
+            raise MineditError(
+                f"pictures of {a.shape[3]} x {a.shape[2]} pixels; LPIPS expects {LEAST} or more each way"
+            )
         found = 0
         for one, other, head in zip(self._seen(a), self._seen(b), self.heads, strict=True):
             apart = ((one - other) ** 2 * head).sum(1, keepdim=True)  # [B, 1, h, w]

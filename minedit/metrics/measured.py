@@ -1,5 +1,6 @@
 """An edit, a picture and what it was made of -> its figures, with what is there to measure by."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -177,5 +178,5 @@ def _of_clip(by: CLIP, task: Task, source: Image, edit: Image) -> dict:
 def _plain(name: str, value: Tensor | float | None) -> float | None:
     if value is None:
         return None
-    number = float(value)
-    return min(number, MOST_DB) if name.startswith("psnr") else number
+    number = min(float(value), MOST_DB) if name.startswith("psnr") else float(value)
+    return number if math.isfinite(number) else None
