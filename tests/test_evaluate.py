@@ -244,6 +244,7 @@ def test_photographs_have_published_columns_and_honest_ones(tmp_path, pie, clip_
         (["picturebook", "--methods", "instruct-pix2pix"], "needs a model"),
         (["picturebook", "--metrics", "dino"], "--dino FOLDER"),
         (["picturebook", "--clip", "nowhere"], "does not exist"),
+        (["picturebook", "--height", "64"], "are square"),
         (["nowhere.jsonl"], "cannot read nowhere.jsonl"),
     ],
 )

@@ -43,6 +43,8 @@ def main(argv: list[str]) -> None:
     pictures = {task.image is not None or (args.photographs and task.world is not None) for task in tasks}
     if len(pictures) > 1 or (args.photographs and not world):
         raise MineditError("--photographs is for the closed world, whose renderings it edits; omit it")
+    if any(task.world for task in tasks) and (args.height or args.width):
+        raise MineditError("the closed world's pictures are square, as the model draws them; omit --height and --width")
     if args.inversion and pictures == {False}:
         raise MineditError("--inversion is for photographs, and there are none; omit it, or add --photographs")
     run = Numbers(**{field.name: getattr(args, field.name) for field in fields(Numbers)})

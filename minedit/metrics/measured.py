@@ -10,7 +10,7 @@ from PIL.Image import Image, Resampling, fromarray
 from torch import Tensor
 from transformers import ViTModel
 
-from minedit.config import MineditError
+from minedit.config import PICTUREBOOK, MineditError
 from minedit.files.checkpoint import weights_folder
 from minedit.metrics import clip, closed, dino, pixels
 from minedit.metrics.asked import Task, decoded
@@ -22,6 +22,7 @@ from minedit.picturebook.training.fit import fingerprint
 from minedit.picturebook.training.train_judge import Judge, load_judge
 
 OWN_CLIP = "picturebook-clip"  # of weights/, which knows the embedded world alone
+SEEN = PICTUREBOOK.image_size  # pixels a side of what the judge reads
 Figures = dict[str, float | None]
 
 
@@ -123,8 +124,13 @@ def measured(tools: Tools, task: Task, source: Image, edit: Image, drawn: Image 
 
 
 def readings(tools: Tools, task: Task, source: Image, edit: Image) -> tuple[Reading, Reading] | None:
-    """What the judge reads off both; None without a judge."""
-    return tuple(read(tools.judge, [source, edit])) if tools.judge and task.world else None
+    """What the judge reads off both, in the size of the world's pictures; None without a judge."""
+    if not (tools.judge and task.world):
+        return None
+    small = [
+        each if each.size == (SEEN, SEEN) else each.resize((SEEN, SEEN), Resampling.BOX) for each in (source, edit)
+    ]
+    return tuple(read(tools.judge, small))
 
 
 def unit(image: Image) -> Tensor:
