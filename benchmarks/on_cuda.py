@@ -2,7 +2,8 @@
 
     python benchmarks/on_cuda.py [--out out/cuda] [--parts tests bench ...] [--again] [--tiny]
 
-Parts that only check run side by side, then those that measure run one by one with the GPU to themselves. A part that
+Parts that only check run side by side, in two waves so that the CPU keeps up with what they compile, then those that
+measure run one by one with the GPU to themselves. A part that
 fails, or takes too long, is reported and the rest goes on; a part that is done is not done again unless --again says
 so. In the folder: report.txt (a line a part), log.txt (all they printed), parts.json, the tables and the pictures.
 --tiny rehearses it on any machine, kernels interpreted, sizes tiny; its figures say nothing.
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 GPU = torch.cuda.is_available()
 GRACE = 8  # seconds for a part that is told to stop
 DTYPES = ("float32", "float16", "bfloat16")
+TINY_TESTS = "without_a_rule or returned or other_numbers"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 
 
@@ -40,36 +42,30 @@ class Part:
     table: Path | None = None  # of its own, added to check.csv when it ends: several processes would lose rows there
     alone: bool = False  # it measures time
     needs: str = ""  # why it cannot run here
+    wave: int = 0  # of those that run side by side
 
 
 def parts(out: Path, tiny: bool) -> list[Part]:
     py, own = sys.executable, [sys.executable, str(Path(__file__)), "--out", str(out)] + ["--tiny"] * tiny
     lab = [py, "-m", "minedit", "kernels"]
     size = ["--quick", "--rules", "plain,dps"] if tiny else []
-    tests = ["tests/test_kernels.py", "tests/test_fused.py", "tests/test_graphs.py"]
-    spread = ["-n", "8"] if find_spec("xdist") and not tiny else []  # each compiles its own variants of the kernel
-    found = [Part("tests", [py, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *tests], 150)]
-    if tiny:
-        found = [replace(found[0], command=[*found[0].command, "-k", "without_a_rule or returned or other_numbers"])]
+    spread = ["-n", "3"] if find_spec("xdist") and not tiny else []  # each compiles its own variants of the kernel
+    found = [Part("smallest", [*own, "--do", "smallest"], 90)]
+    # a file each: a fault of the GPU ends a process, and no test after it in that process tells anything
+    for name in ("kernels", "fused", "graphs", "flash"):
+        command = [py, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, f"tests/test_{name}.py"]
+        found.append(Part(f"tests-{name}", [*command, "-k", TINY_TESTS] if tiny else command, 150))
     for dtype in DTYPES[:1] if tiny else DTYPES:
         table = out / f"check-{dtype}.csv"
-        found.append(Part(f"check-{dtype}", [*lab, "check", "--dtype", dtype, *size, "--csv", str(table)], 150, table))
+        command = [*lab, "check", "--dtype", dtype, *size, "--csv", str(table)]
+        found.append(Part(f"check-{dtype}", command, 150, table, wave=1))
     tool = sanitizer()
     for kind in SANITIZERS:
-        # --target-processes: nothing but this process; a filter: torch's own kernels are not what is in question
-        command = [
-            tool or "compute-sanitizer",
-            "--tool",
-            kind,
-            "--error-exitcode",
-            "9",
-            "--kernel-name",
-            "kernel_substring=_attend",
-        ]
+        # of every kernel: a filter by name that no longer fits would find nothing
+        command = [tool or "compute-sanitizer", "--tool", kind, "--error-exitcode", "9"]
         absent = "" if tool and GPU else "needs a CUDA GPU and compute-sanitizer"
-        found.append(Part(f"sanitizer-{kind}", [*command, *own, "--do", "smallest"], 120, needs=absent))
-    found.append(Part("smallest", [*own, "--do", "smallest"], 60))
-    found.append(Part("edits", [*own, "--do", "edits"], 150))
+        found.append(Part(f"sanitizer-{kind}", [*command, *own, "--do", "smallest"], 120, needs=absent, wave=1))
+    found.append(Part("edits", [*own, "--do", "edits"], 150, wave=1))
     found.append(Part("graphs", [*own, "--do", "graphs"], 90))
     half = ["--repeats", "5"] + (size or ["--shapes", "real", "--dtype", "float16"])
     found.append(Part("bench", [*lab, "bench", *half, "--csv", str(out / "kernels.csv")], 90, alone=True))
@@ -115,7 +111,8 @@ def main() -> None:
     print(about(), flush=True)
     state = Ledger(args.out, args.again)
     todo = [part for part in asked if not state.done(part)]
-    together([part for part in todo if not part.alone], state)
+    for wave in (0, 1):
+        together([part for part in todo if not part.alone and part.wave == wave], state)
     for part in (part for part in todo if part.alone):
         together([part], state)
     print(state.report(), flush=True)
@@ -162,7 +159,9 @@ def together(some: list[Part], state: Ledger) -> None:
     began, running = time.monotonic(), {}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    if not GPU:
+    if GPU:
+        environment["CUDA_LAUNCH_BLOCKING"] = "0" if any(part.alone for part in some) else "1"  # a fault names its call
+    else:
         environment["TRITON_INTERPRET"] = "1"
     for part in some:
         if part.needs:
@@ -278,7 +277,7 @@ def edits(args: argparse.Namespace) -> None:
 
     import minedit
 
-    torch.set_num_threads(min(8, torch.get_num_threads()))
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # more would wait for each other beside the other parts
     device, some, steps = "cuda" if GPU else "cpu", EDITS[:2] if args.tiny else EDITS, 2 if args.tiny else 20
     half = minedit.load(device=device, dtype="float16" if GPU else "float32")
     ways = {"float32": minedit.load(device=device), "float16": half}

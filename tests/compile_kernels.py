@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 
 from minedit.attention import kernel
 from minedit.attention import triton as kernels
-from minedit.speed import fused
+from minedit.speed import fused, group_norm
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 SIZES = ((4096, 40), (1024, 80), (256, 160), (64, 160))  # pixels, width of a head: Stable Diffusion v1.4's
@@ -66,28 +66,33 @@ NORMS = ((320, 10, 16), (960, 30, 32), (2560, 80, 128), (128, 4, 4))
 def fused_variants():
     """(name, kernel, its constants, warps)."""
     for c, w, wide in NORMS:
-        norm, groups, across = {"G": 32, "W": w, "SHIFT": True}, max(1, 64 // wide), fused._across(c)
-        rows, tile = fused.TILE // (groups * wide), {"BC": across, "ROWS": 4096 // across}
+        norm, groups, across = {"G": 32, "W": w, "SHIFT": True}, max(1, 64 // wide), group_norm.across(c)
+        rows, tile = group_norm.TILE // (groups * wide), {"BC": across, "ROWS": 4096 // across}
         if c > 128:
-            one = {"BP": fused.IN_REGISTERS // wide, "BW": wide, "SILU": True}
-            yield f"group_norm {c}, at once", fused._small, norm | one, 16
-            yield f"group_norm {c}, applied", fused._apply, norm | tile | {"K": fused.CHUNKS, "SILU": True}, 4
-        moments = {"K": fused.CHUNKS, "CHUNK": 2 * rows, "BG": groups, "BW": wide, "ROWS": rows}
-        yield f"group_norm {c}, moments", fused._moments, norm | moments, 8
-    yield "group_norm 128, joined", fused._join, {"G": 32, "W": 4, "K": fused.MANY}, 4
-    yield "group_norm 128, applied", fused._apply, norm | tile | {"K": 1, "SILU": True}, 4
+            one = {"BP": group_norm.IN_REGISTERS // wide, "BW": wide, "SILU": True}
+            yield f"group_norm {c}, at once", group_norm._small, norm | one, 16
+            yield f"group_norm {c}, applied", group_norm._apply, norm | tile | {"K": group_norm.CHUNKS, "SILU": True}, 4
+        moments = {"K": group_norm.CHUNKS, "CHUNK": 2 * rows, "BG": groups, "BW": wide, "ROWS": rows}
+        yield f"group_norm {c}, moments", group_norm._moments, norm | moments, 8
+    yield "group_norm 128, joined", group_norm._join, {"G": 32, "W": 4, "K": group_norm.MANY}, 4
+    yield "group_norm 128, applied", group_norm._apply, norm | tile | {"K": 1, "SILU": True}, 4
     yield "add 320", fused._add, {"C": 320, "BC": 64, "ROWS": 64}, 4
     for c, rows in ((320, 4), (640, 4), (1280, 1)):
         yield f"add_layer_norm {c}", fused._add_layer_norm, {"C": c, "BC": 1 << c.bit_length(), "ROWS": rows}, 4
+    yield "gate 1280, sums", fused._sums, {"C": 1280, "CHUNK": 16, "BC": 32, "ROWS": 128}, 4
+    yield "gate 1280", fused._gate, {"C": 1280, "BC": 2048, "ROWS": 4, "K": fused.CHUNKS, "CENTRE": True}, 4
     yield "geglu 1280", fused._geglu, {"C": 1280, "BC": 256, "ROWS": 16}, 4
 
 
 def fused_compiled(target: int, kernel, fixed: dict, warps: int, dtype: torch.dtype):
     names = kernel.arg_names
-    maps = ("x", "h", "out", "total", "weight", "bias", "shift")
-    types = dict.fromkeys(maps, f"*{TYPES[dtype]}") | dict.fromkeys(("moments", "parts"), "*fp32") | {"eps": "fp32"}
+    maps = ("x", "h", "out", "total", "weight", "bias", "shift", "key")
+    types = dict.fromkeys(maps, f"*{TYPES[dtype]}") | dict.fromkeys(("moments", "parts"), "*fp32")
+    types |= dict.fromkeys(("eps", "scale", "slope"), "fp32")
     if kernel is fused._add:
         types["bias"] = "*fp32"
+    if kernel is fused._gate:
+        types["out"] = "*fp32"
     signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in names}
     aligned = [name for name in names if signature[name][0] == "*"]
     source = ASTSource(

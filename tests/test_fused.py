@@ -18,9 +18,10 @@ from small_model import TOKENS, small_model
 from torch import nn
 
 pytest.importorskip("triton")
-from minedit.attention.rules import Attn, Rule  # noqa: E402
+from minedit.attention.inside import Gate  # noqa: E402
+from minedit.attention.rules import Attn, Edit, Rule  # noqa: E402
 from minedit.speed import fast as fast_file  # noqa: E402
-from minedit.speed import fused, layers  # noqa: E402
+from minedit.speed import fused, group_norm, layers  # noqa: E402
 from minedit.speed.fast import lay_out  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,29 +57,31 @@ LARGE = ((1, 80, 8, 9, 31), (2, 32, 8, 20, 9), (1, 60, 2, 17, 19), (1, 160, 2, 8
 def test_group_norm(shape, dtype, monkeypatch):
     b, c, groups, h, w = shape
     if shape in LARGE:  # the interpreter is slow: smaller maps, in as many pieces
-        monkeypatch.setattr(fused, "IN_REGISTERS", 0)
-        monkeypatch.setattr(fused, "TILE", 1024)
-        monkeypatch.setattr(fused, "LARGE", 200)
-        monkeypatch.setattr(fused, "CHUNKS", 4)
-        monkeypatch.setattr(fused, "MANY", 8)
+        monkeypatch.setattr(group_norm, "IN_REGISTERS", 0)
+        monkeypatch.setattr(group_norm, "TILE", 1024)
+        monkeypatch.setattr(group_norm, "LARGE", 200)
+        monkeypatch.setattr(group_norm, "CHUNKS", 4)
+        monkeypatch.setattr(group_norm, "MANY", 8)
     x = normal(f"{shape}", b, c, h, w) * 2 + 3  # far from 0: squares of x would lose digits
     for silu, shift in ((True, normal("shift", b, 2 * c)[:, c:]), (False, None)):
-        assert_as_good(fused.group_norm, fused.plain_group_norm, x, norm_of(groups, c), silu, shift, dtype=dtype)
+        assert_as_good(
+            group_norm.group_norm, group_norm.plain_group_norm, x, norm_of(groups, c), silu, shift, dtype=dtype
+        )
 
 
 def test_group_norm_takes_what_lies_anyhow_and_gives_channels_last(monkeypatch):
     norm, whole = norm_of(4, 16).to(DEVICE), normal("whole", 2, 32, 12, 10).to(DEVICE)
     shift = normal("one", 1, 16).to(DEVICE)
-    for limit in (fused.IN_REGISTERS, 0):
-        monkeypatch.setattr(fused, "IN_REGISTERS", limit)
+    for limit in (group_norm.IN_REGISTERS, 0):
+        monkeypatch.setattr(group_norm, "IN_REGISTERS", limit)
         for x in (
             whole[:, 8:24, 2:9, ::2],
             whole[:, :16].transpose(2, 3),
             whole.to(memory_format=torch.channels_last)[:, :16],
         ):
-            ours, plain = fused.group_norm(x, norm, True, shift), fused.plain_group_norm(x, norm, True, shift)
+            ours, plain = group_norm.group_norm(x, norm, True, shift), group_norm.plain_group_norm(x, norm, True, shift)
             assert relative(ours, plain) < 1e-6 and ours.is_contiguous(memory_format=torch.channels_last)
-            assert torch.equal(ours, fused.group_norm(x, norm, True, shift))
+            assert torch.equal(ours, group_norm.group_norm(x, norm, True, shift))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -101,6 +104,19 @@ def test_geglu(dtype):
     for b, n, c in ((2, 9, 1280), (1, 17, 300), (3, 5, 16)):
         x = normal("x", b, 2 * c, n).transpose(1, 2) * 3
         assert_as_good(fused.geglu, fused.plain_geglu, x, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n,c,centre", [(70, 320, True), (33, 12, True), (5, 64, False), (1, 16, False)])
+def test_gate(n, c, centre, dtype):
+    hidden, key = (normal("h", n, c) + 2).to(DEVICE, dtype), normal("key", c).to(DEVICE)
+    made = Gate(key / key.norm(), 0.95, 1.3, centre)
+    x = hidden.double()
+    x = x - x.mean(0) if centre else x
+    expected = 0.95 * (1.3 * x @ made.key.to(dtype).double() / x.norm(dim=1)).clamp(0, 1)
+    found = fused.gate(made, hidden)
+    assert found.dtype == torch.float32 and relative(found, expected) <= 4e-6
+    assert expected.gt(0).any()
 
 
 @pytest.fixture(autouse=True)
@@ -138,9 +154,14 @@ def test_a_fused_unet_is_the_same_but_for_rounding(sd, parts):
     x, t, context = (
         each.to(DEVICE) for each in (normal("x", 2, 4, 4, 4), torch.tensor([500, 20]), normal("c", 2, TOKENS, 16))
     )
-    watch = {site.name: True for site in sd.unet.sites if site.kind == "cross"}
+    cross = [site for site in sd.unet.sites if site.kind == "cross"]
+    watch = {site.name: True for site in cross}
+    gate = Gate(torch.nn.functional.normalize(normal("key", cross[0].channels), dim=0).to(DEVICE), 0.9, 1.5, True)
+    some = torch.linspace(0, 1, TOKENS, device=DEVICE)
+    edited = Rule(edits=(Edit(1, 0, None, some * 0, some, 1 - some, gate),))
+    rules = {"output_blocks.1.0": Rule(v_rows=(0, 0)), cross[0].name: edited}
     with torch.inference_mode():
-        ours, plain = (Attn(rules={"output_blocks.1.0": Rule(v_rows=(0, 0))}, watch=watch, seen={}) for _ in range(2))
+        ours, plain = (Attn(rules=rules, watch=watch, seen={}) for _ in range(2))
         assert relative(unet(x, t, context, ours), sd.unet(x, t, context, plain)) < 1e-5
         if parts == layers.PARTS:  # what a ControlNet adds
             more = [normal(str(i), *found.shape).to(DEVICE) for i, found in enumerate(maps(sd.unet, x, t, context))]

@@ -8,6 +8,7 @@ eager.py   the specification: what a Rule means, to the letter
 sdpa.py    its algebra on torch's fused kernels
 kernel.py  the same as one fused Triton kernel
 triton.py  how that kernel is called
+flash.py   self-attention of heads of odd widths as one Triton kernel
 choose.py  names of attention functions → functions
 ```
 """

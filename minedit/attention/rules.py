@@ -77,13 +77,18 @@ class Rule:
             if len(set(rows)) < len(rows):
                 raise ValueError(f"{name} are for rows {rows}, expected each row once: merge them into one")
 
-    def resolve(self, hidden: Tensor, seen: Mapping[str, Seen] | None = None) -> Rule:
+    def resolve(
+        self,
+        hidden: Tensor,
+        seen: Mapping[str, Seen] | None = None,
+        weights: Callable[[Gate, Tensor], Tensor] = Gate.weights,
+    ) -> Rule:
         """Each Gate replaced by its weights, from the layer's input E_[V] [B,N,C], each Split by its keys.
 
         seen: what layers of this step saw so far.
         """
         edits = (
-            replace(edit, gate=edit.gate.weights(hidden[edit.row])) if isinstance(edit.gate, Gate) else edit
+            replace(edit, gate=weights(edit.gate, hidden[edit.row])) if isinstance(edit.gate, Gate) else edit
             for edit in self.edits
         )
         masks = (

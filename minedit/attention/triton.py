@@ -67,6 +67,8 @@ def attend(
             raise MineditError(f"attention 'triton': q, k, v are {found}; expected one width, dtype and device")
         if any(x.stride(3) != 1 for x in (q, k, v)):
             return attend(q.contiguous(), k.contiguous(), v.contiguous(), rule, columns)
+        if q.dtype == torch.float32 and q.shape[3] > 128 and not _hopper(q.device):
+            return sdpa(q, k, v, rule, columns)  # more than such a GPU's 163 KB on chip
         if routes != NOWHERE and len(q) > ROUTED:
             return attend(*rule.route(q, k, v), Rule(edits=edits), columns)
         launches += _prepared(q, k, v, routes, edits, columns)
@@ -109,6 +111,10 @@ def shape(n: int, d: int, t: int, dtype: torch.dtype, hopper: bool = True) -> di
     }
 
 
+def _hopper(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def _split(size: int) -> tuple[int, int]:
     """Two powers of two, of at least 16, that hold `size`: 77 is 64 and 16. The second may be 0."""
     whole = max(16, triton.next_power_of_2(size + 1) // 2)
@@ -124,8 +130,7 @@ def _prepared(
     # vectors of 8 numbers are what a thread loads at once; a head begins at a multiple of 40, not of 16
     unit = 8 if all(s % 8 == 0 for s in strides) else 1
     strides = [s // unit for s in strides]
-    hopper = q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) >= (9, 0)
-    sizes = shape(n, d, t, q.dtype, hopper)
+    sizes = shape(n, d, t, q.dtype, _hopper(q.device))
     options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
     fixed = heads, d, t, unit, INTERPRETED and q.dtype == torch.bfloat16
     at = [_number(rows) for rows in routes]

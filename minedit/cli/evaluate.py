@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     if args.inversion and pictures == {False}:
         raise MineditError("--inversion is for photographs, and there are none; omit it, or add --photographs")
     run = Numbers(**{field.name: getattr(args, field.name) for field in fields(Numbers)})
-    how = How((), run, pictures == {True}, args.inversion)
+    how = How((), run, pictures == {True}, args.inversion, args.alone)
     named = args.methods if args.methods != ["all"] else None
     for spec in named or ():
         evaluate.parsed(spec)
@@ -116,7 +116,12 @@ def _write(args: argparse.Namespace, tasks: list[Task], how: How, found: dict, t
     limit = {"limit": args.limit} if args.limit else {}
     split = {"split": args.split} if args.pairs == WORLD else {}
     told = {"benchmark": args.pairs, **split, **limit, **told, "date": date.today().isoformat()}
-    told |= {"torch": torch.__version__, "minedit": __version__, "command": "minedit evaluate " + " ".join(args.said)}
+    told |= {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "minedit": __version__,
+        "command": "minedit evaluate " + " ".join(args.said),
+    }
     told["metrics"] = " ".join(
         f"{name.replace(' ', '-')}:{weights}".rstrip(":") for name, weights in told["metrics"].items()
     )
@@ -219,6 +224,8 @@ def _parser() -> Parser:
     group.add_argument(
         "--pictures", metavar="FOLDER", type=options.path, help="where sources and edits go, if anywhere"
     )
+    text = "each method by itself: its time is its own, and more"
+    group.add_argument("--alone", action="store_true", help=text)
     text = "begin no edit after this long, and make no table; the same command goes on"
     group.add_argument("--seconds", metavar="X", type=options.number(float, 0), help=text)
     options.add_model(parser)

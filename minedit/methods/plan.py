@@ -10,7 +10,7 @@ Only row 3 is ever edited.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,29 +43,34 @@ class Plan:
     self_steps: Window = (0, 0)
     words: tuple[WordPlan, ...] = ()
     notes: tuple[str, ...] = ()
+    made: dict[Hashable, dict[str, Rule]] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def rules(self, step: int) -> dict[str, Rule]:
         """The rules of step 0, 1 ... by site name; a site without one is left alone."""
         rules = {name: SELF_RULE for name in self.self_sites} if _in(step, self.self_steps) else {}
-        pin = torch.tensor([float(_in(step, window)) for window in self.pinned])
+        pin = tuple(float(_in(step, window)) for window in self.pinned)
         over = (step >= end and gate for (_, end), gate in zip(self.pinned, self.gated, strict=True))
-        blend = torch.tensor([float(each) for each in over])
-        if not self.gates:
-            blend = torch.zeros_like(blend)
-        own = 1 - pin - blend
+        blend = tuple(float(each and bool(self.gates)) for each in over)
         held = zip(self.weights, self.weighted, strict=True)
-        factor = torch.tensor([weight if _in(step, window) else 1.0 for weight, window in held])
+        factor = tuple(weight if _in(step, window) else 1.0 for weight, window in held)
+        key = pin, blend, factor
+        if key not in self.made:  # a GPU would wait for numbers to be moved at each step
+            self.made[key] = self._edits(*map(torch.tensor, key))
+        return rules | self.made[key]
+
+    def _edits(self, pin: Tensor, blend: Tensor, factor: Tensor) -> dict[str, Rule]:
+        """The rules of cross-attention where tokens are pinned, blended, weighted so; factor may be empty."""
+        own = 1 - pin - blend
         weighted = bool((factor != 1).any())
         if weighted:
             pin, blend, own = factor * pin, factor * blend, factor * own
         if not (weighted or pin.any() or blend.any()):
-            return rules
-        plain = Edit(TARGET, SOURCE, self.columns, *(v.to(self.columns.device) for v in (pin, blend, own)), gate=None)
+            return {}
+        gated, vectors = bool(blend.any()), [v.to(self.columns.device) for v in (pin, blend, own)]
+        rules = {}
         for name in self.cross_sites:
-            gate = self.gates.get(name) if blend.any() else None  # nothing to gate: two attention calls fewer
-            edit = (
-                plain if gate is None else Edit(TARGET, SOURCE, self.columns, plain.pin, plain.blend, plain.own, gate)
-            )
+            gate = self.gates.get(name) if gated else None  # nothing to gate: two attention calls fewer
+            edit = Edit(TARGET, SOURCE, self.columns, *vectors, gate=gate)
             rules[name] = Rule(q_rows=None, k_rows=None, v_rows=None, edits=(edit,))
         return rules
 

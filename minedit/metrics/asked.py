@@ -15,7 +15,7 @@ import numpy as np
 
 from minedit.config import MineditError, foreign_json, shown
 from minedit.picturebook.world.draw import stream
-from minedit.picturebook.world.edits import SPLITS, Pair, pairs, read
+from minedit.picturebook.world.edits import Pair, pairs, read
 from minedit.picturebook.world.instructions import instruct
 
 WORLD = "picturebook"
@@ -76,14 +76,14 @@ def tasks(name: str, split: str = "test") -> list[Task]:
 
 
 def few(found: Sequence[Task], limit: int | None) -> list[Task]:
-    """The first `limit` of each kind."""
+    """The first `limit` of each kind, one of each after the other: a run that is stopped has about as many of each."""
     seen: Counter[str] = Counter()
     picked = []
     for task in found:
         seen[task.kind] += 1
         if limit is None or seen[task.kind] <= limit:
-            picked.append(task)
-    return picked
+            picked.append((seen[task.kind], task))
+    return [task for _, task in sorted(picked, key=lambda each: each[0])]
 
 
 def _of_world(pair: Pair) -> Task:
@@ -174,8 +174,3 @@ def _mapped(folder: Path, id: str, row: dict) -> Task:
         raise MineditError(f"{shown(where, 300)} names {shown(name)}, which is no file of annotation_images/; {MAPPED}")
     told = re.sub(r"[\[\]]", "", _text(row, "editing_instruction"))
     return Task(id, TYPES[int(kind)], source, target, told, image=image, mask=tuple(runs))
-
-
-def splits() -> tuple[str, ...]:
-    """Of the closed world."""
-    return tuple(SPLITS)

@@ -40,6 +40,7 @@ class How:
     run: Numbers
     photographs: bool = False  # of the closed world, renderings are edited as photographs
     inversion: str | None = None
+    alone: bool = False  # each method by itself, so that `seconds` are its own
 
     def told(self) -> dict[str, object]:
         more = {"inversion": self.inversion or "default"} if self.photographs else {}
@@ -117,7 +118,8 @@ def _made(sd: Model, task: Task, how: How, specs: Sequence[str]) -> dict[str, Ma
     inverting = [spec for spec in specs if _inverts(spec)]
     others = [spec for spec in specs if spec not in inverting and parsed(spec)[0] not in FRAMES]
     for group, inversion in ((inverting, how.inversion), (others, None)):
-        found |= _edits(sd, task, how, group, given, inversion)
+        for some in ([spec] for spec in group) if how.alone else [group]:
+            found |= _edits(sd, task, how, some, given, inversion)
     if "re-render" in specs:
         began = time.perf_counter()
         before, after = to_pil(through(sd, rendered(task.world, sd.config.image_size)))

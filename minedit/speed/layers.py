@@ -11,21 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minedit.attention.inside import Gate
 from minedit.attention.rules import Attn, branch
 from minedit.speed.fused import (
     add,
     add_layer_norm,
+    gate,
     geglu,
-    group_norm,
     plain_add,
     plain_add_layer_norm,
+    plain_gate,
     plain_geglu,
-    plain_group_norm,
 )
+from minedit.speed.group_norm import group_norm, plain_group_norm
 from minedit.stack.unet import GEGLU, BasicTransformerBlock, CrossAttention, ResBlock, SpatialTransformer, UNet
 from minedit.stack.vae import ResnetBlock
 
-PARTS = ("norm", "geglu", "tokens", "text")  # of `fuse`
+PARTS = ("norm", "geglu", "tokens", "text", "gate")  # of `fuse`
 
 
 def fuse(module: nn.Module, parts: Collection[str] = PARTS) -> None:
@@ -33,6 +35,7 @@ def fuse(module: nn.Module, parts: Collection[str] = PARTS) -> None:
 
     norm: GroupNorm with SiLU, biases and the time's embedding in one pass. geglu: GEGLU's gate. tokens: LayerNorm with
     the addition before it, 1×1 convolutions as linear layers. text: all keys and values of the text by one product.
+    gate: the pixels' weights of AdapEdit.
     """
     if "norm" in parts:
         _fuse_norms(module)
@@ -43,6 +46,8 @@ def fuse(module: nn.Module, parts: Collection[str] = PARTS) -> None:
             layer.forward = partial(_spatial_transformer, layer)
         elif isinstance(layer, BasicTransformerBlock) and "tokens" in parts:
             layer.forward = partial(_transformer_block, layer)
+        elif isinstance(layer, CrossAttention) and "gate" in parts:
+            layer.weights = gate
     if isinstance(module, UNet) and "text" in parts:
         _project_text_once(module)
 
@@ -175,6 +180,7 @@ def runs(device: torch.device) -> bool:
         ((add, plain_add), (x, x, shift[0])),
         ((geglu, plain_geglu), (tokens,)),
         ((add_layer_norm, plain_add_layer_norm), (tokens, tokens, norm)),
+        ((gate, plain_gate), (Gate(tokens[0, 0], 0.9, 1.0, True), tokens[0])),
     ]
     try:
         with torch.no_grad():

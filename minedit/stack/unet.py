@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minedit.attention.inside import Gate
 from minedit.attention.rules import Attn, Seen, Site, branch
 from minedit.attention.sdpa import sdpa
 from minedit.config import MineditError, UNetConfig
@@ -25,6 +26,8 @@ def _zero(layer: nn.Module) -> nn.Module:
 
 class CrossAttention(nn.Module):
     """x [B,N,C] attends to context [B,T,context_dim], or to itself without one -> [B,N,C]."""
+
+    weights = staticmethod(Gate.weights)  # speed/layers.py has another
 
     def __init__(self, site: Site, context_dim: int) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class CrossAttention(nn.Module):
         q, k, v = map(self._heads, projected)
         rule = attn.rules.get(self.site.name)
         if rule is not None:
-            rule = rule.resolve(x, attn.seen)
+            rule = rule.resolve(x, attn.seen, self.weights)
         attend = attn.attend or sdpa
         wanted = attn.watch.get(self.site.name)
         out, columns = attend(q, k, v, rule, columns=True) if wanted else (attend(q, k, v, rule), None)
