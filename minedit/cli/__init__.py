@@ -15,6 +15,7 @@ steering.py  a ControlNet and its hint
 generate.py  a verb each, from here on
 edit.py
 compare.py
+evaluate.py
 train.py
 judge.py
 kernels.py

@@ -19,6 +19,7 @@ from minedit.settings import Setting, own_first, settings
 DTYPES = ("float32", "float16", "bfloat16")
 ELSEWHERE = {  # verbs that read their own arguments
     "compare": "draw one edit by several methods, side by side",
+    "evaluate": "measure methods on a benchmark",
     "train": "train the parts of the embedded model",
     "judge": "measure what the embedded model draws",
     "kernels": "check and time attention functions, your own too",
