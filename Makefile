@@ -35,7 +35,7 @@ kernels: $(VENV)/installed ## compile the fused kernel for GPUs, here or not: re
 
 parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
 	COMPVIS="$(COMPVIS)" P2P="$(P2P)" FLOWEDIT="$(FLOWEDIT)" HEDIT="$(HEDIT)" MASACTRL="$(MASACTRL)" FREEPROMPT="$(FREEPROMPT)" \
-	  PNP="$(PNP)" PNPINVERSION="$(PNPINVERSION)" DDPM_INVERSION="$(DDPM_INVERSION)" EDICT="$(EDICT)" \
+	  PNP="$(PNP)" PNPINVERSION="$(PNPINVERSION)" DINO="$(DINO)" DDPM_INVERSION="$(DDPM_INVERSION)" EDICT="$(EDICT)" \
 	  $(VENV)-parity/bin/python -m pytest -q -s tests/parity $(ARGS)
 
 bench: $(VENV)/installed $(VENV)-parity/installed ## time kernels, edits, a full-size UNet beside diffusers'; rows go to benchmarks/*.csv
@@ -93,9 +93,11 @@ $(VENV)/notebooks: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e '.[notebooks]'
 	@touch $@
 
-$(VENV)-parity/installed: tests/parity/requirements.txt setup.cfg pyproject.toml requirements.txt
+$(VENV)-parity/installed: tests/parity/requirements.txt tests/parity/apart.txt setup.cfg pyproject.toml requirements.txt
 	$(python_check)
 	@echo "installing into $(VENV)-parity: a minute or two, once"
 	$(PYTHON) -m venv $(VENV)-parity
 	$(VENV)-parity/bin/python -m pip install --quiet $(TORCH) -r tests/parity/requirements.txt -e '.[dev]'
+	$(VENV)-parity/bin/python -m pip install --quiet --upgrade --no-deps --target $(VENV)-parity/apart \
+	  -r tests/parity/apart.txt
 	@touch $@

@@ -17,6 +17,7 @@ edit.py
 compare.py
 maps.py
 sweeps.py
+evaluate.py
 train.py
 judge.py
 kernels.py
