@@ -15,9 +15,9 @@ steering.py  a ControlNet and its hint
 generate.py  a verb each, from here on
 edit.py
 compare.py
+evaluate.py
 maps.py
 sweeps.py
-evaluate.py
 train.py
 judge.py
 kernels.py

@@ -26,9 +26,9 @@ SWEEPS = {  # verb → what an edit is drawn without, in turn
 }
 ELSEWHERE = {  # verbs that read their own arguments
     "compare": "draw one edit by several methods, side by side",
+    "evaluate": "measure methods on a benchmark",
     "maps": "show where words look, over the picture",
     **SWEEPS,
-    "evaluate": "measure methods on a benchmark",
     "train": "train the parts of the embedded model",
     "judge": "measure what the embedded model draws",
     "kernels": "check and time attention functions, your own too",
