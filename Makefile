@@ -13,7 +13,7 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint kernels parity bench bench-cuda cuda cuda-train bench-load notebooks gallery methods tensors clean \
+.PHONY: help edit test lint browser kernels parity bench bench-cuda cuda cuda-train bench-load notebooks gallery methods tensors clean \
   distclean
 
 help: ## list the targets
@@ -29,6 +29,9 @@ lint: $(VENV)/installed ## ruff, its formatter, the import direction, the notebo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_notebooks.py
+
+browser: $(VENV)/installed ## the page of `minedit xray` in a Chromium that is here (BROWSER_BIN=...), without a window
+	$(BIN)/python -m pytest -q tests/test_browser.py $(ARGS)
 
 kernels: $(VENV)/installed ## compile the fused kernel for GPUs, here or not: registers, shared memory, spills
 	$(BIN)/python tests/compile_kernels.py $(ARGS)

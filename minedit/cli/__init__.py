@@ -18,6 +18,7 @@ compare.py
 evaluate.py
 maps.py
 sweeps.py
+xray.py
 train.py
 judge.py
 kernels.py

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
         output.check_letters(*(text for each in edits for text in (each.source, each.target) if text))
         for each, seed in runs:
             what = each.source, each.target, each.method
-            picture, digest = _photo(args, each)
+            picture, digest = photograph(args, each)
             shape = picture or steer.get("hint")
             numbers = sized(sd, shape, each.run) if shape else each.run
             settings = {"verb": "edit", **record(sd, *what, seed, numbers, each.settings, digest, each.inverse)}
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             )
 
 
-def _photo(args: argparse.Namespace, each: Asked) -> tuple:
+def photograph(args: argparse.Namespace, each: Asked) -> tuple:
     """The photograph and its hash; says so where it is not the one that the picture of --from was made of."""
     if each.image is None:
         return None, None

@@ -29,6 +29,7 @@ ELSEWHERE = {  # verbs that read their own arguments
     "evaluate": "measure methods on a benchmark",
     "maps": "show where words look, over the picture",
     **SWEEPS,
+    "xray": "show an edit from inside, in one page of HTML",
     "train": "train the parts of the embedded model",
     "judge": "measure what the embedded model draws",
     "kernels": "check and time attention functions, your own too",

@@ -32,8 +32,9 @@ def blocks(sd: Model, sides: tuple[int, int]) -> list[dict]:
             {"name": f"{name}.{at}", "what": _said(layer), "params": count(layer)}
             for at, layer in part.named_children()
         ]
-        each = {"name": name, "shape": list(shape), "params": count(part), "ms": round(times[name], 3), "layers": layers}
-        found.append(each | {"sites": [site.name for site in sd.unet.sites if _in(site.name, name, "cross", site.kind)]})
+        sites = [site.name for site in sd.unet.sites if site.kind == "cross" and site.name.startswith(f"{name}.")]
+        each = {"name": name, "shape": list(shape), "params": count(part), "ms": round(times[name], 3)}
+        found.append(each | {"layers": layers, "sites": sites})
     return found
 
 
@@ -86,7 +87,3 @@ def _said(layer: nn.Module) -> str:
         case nn.GroupNorm():
             return "normalisation over groups of channels"
     return type(layer).__name__
-
-
-def _in(site: str, block: str, kind: str, found: str) -> bool:
-    return found == kind and site.startswith(f"{block}.")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minedit.attention.tap import Begun
+from minedit.attention.tap import Begun, root
 from minedit.config import MineditError
 from minedit.record.names import MAPS, catalogue, split
 from minedit.record.tap import Places
@@ -79,14 +79,17 @@ class Gathered:
 
     def foresee(self, begun: Begun) -> None:
         """Raises MineditError where the page would be too large."""
-        first, last = begun.steps.start, begun.steps.stop - 1
-        self.steps = [step for step in begun.steps if (step - first) % self.every == 0 or step == last]
-        need = self._need(len(self.steps), begun.sides)
+        self.steps, need = self._shown(begun, self.every)
         if need > self.room:
-            fits = (n for n in range(2, len(begun.steps)) if self._need(len(begun.steps[::n]) + 1, begun.sides) <= self.room)
-            what = f"the page would take {need / 1e6:.1f} MB for {len(self.steps)} steps, expected {self.room / 1e6:g} at most"
+            fits = (n for n in range(self.every + 1, len(begun.steps)) if self._shown(begun, n)[1] <= self.room)
+            what = f"the page would take {need / 1e6:.1f} MB for {len(self.steps)} steps"
             remedy = next((f"show fewer: --every {n}" for n in fits), "draw a smaller picture, or use shorter prompts")
-            raise MineditError(f"{what}; {remedy}")
+            raise MineditError(f"{what}, expected {self.room / 1e6:g} at most; {remedy}")
+
+    def _shown(self, begun: Begun, every: int) -> tuple[list[int], int]:
+        """(every so many of the run's steps and its last, the bytes that they take at most)."""
+        steps = sorted({*begun.steps[::every], begun.steps[-1]})
+        return steps, self._need(len(steps), begun.sides)
 
     def begin(self, begun: Begun) -> None:
         self.foresee(begun)
@@ -157,8 +160,11 @@ def told(flat: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def block_names(sd: Model) -> list[str]:
-    unet = sd.unet
-    down, up = ([f"{part}.{at}" for at in range(len(getattr(unet, part)))] for part in ("input_blocks", "output_blocks"))
+    """The UNet's blocks by the checkpoint's names, in the order in which they run."""
+    unet = root(sd.unet)
+    down, up = (
+        [f"{name}.{at}" for at in range(len(getattr(unet, name)))] for name in ("input_blocks", "output_blocks")
+    )
     return [*down, *["middle_block"] * bool(len(unet.middle_block)), *up]
 
 

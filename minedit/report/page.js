@@ -173,6 +173,7 @@ function drawX0() {
 }
 function spans(word) {
   if (word.tau === null) return "gone from the target";
+  if (word.kind === "inserted") return "new, there is nothing to follow";
   const count = Math.ceil(word.tau * D.all - 1e-9);
   if (!count) return "never follows the source";
   return count >= D.all ? `follows the source at all ${D.all} steps` : `follows the source for the first ${count} of ${D.all} steps`;
@@ -270,7 +271,7 @@ function blockButton(i, more) {
 function buildDiagram() {
   const of = part => D.blocks.map((b, i) => [b.name, i]).filter(([name]) => name.startsWith(part)).map(([, i]) => i);
   const down = of("input_blocks"), up = of("output_blocks").reverse(), rest = [...of("middle_block")], out = of("out").filter(i => D.blocks[i].name === "out");
-  $("diagram").append(el("span", {}), el("span", {}), ...out.map(i => blockButton(i)));
+  $("diagram").append(el("span", { class: "way" }, "latents, time and text ↓"), el("span", { class: "skip", "aria-hidden": "true" }, "↑"), ...out.map(i => blockButton(i)));
   down.forEach((i, row) => {
     $("diagram").append(blockButton(i), el("span", { class: "skip", "aria-hidden": "true" }, up[row] === undefined ? "" : "→"));
     $("diagram").append(up[row] === undefined ? el("span") : blockButton(up[row]));
@@ -303,7 +304,7 @@ function drawBlock() {
   const body = [el("h3", {}, b.name)];
   body.push(el("p", { class: "why" }, `Out: ${b.shape[0]} channels of ${b.shape[1]} × ${b.shape[2]}. ${many(b.params)} parameters, ${b.ms.toFixed(2)} ms for ${D.batch} rows (${D.device}).`));
   body.push(el("table", {}, el("tr", {}, el("th", {}, "layer"), el("th", {}, "what it does"), el("th", { class: "n" }, "parameters")),
-    ...b.layers.map(l => el("tr", {}, el("td", {}, l.name), el("td", {}, l.what), el("td", { class: "n" }, many(l.params))))));
+    ...b.layers.map(l => el("tr", {}, el("td", {}, l.name.slice(b.name.length)), el("td", {}, l.what), el("td", { class: "n" }, many(l.params))))));
   if (b.sites.length) {
     const layer = LAYERS.findIndex(l => l.of.length === 1 && MAPS[l.of[0]].site === b.sites[0] && l.name.includes(":"));
     body.push(el("p", {}, el("button", { type: "button", onclick: () => { choose({ layers: layer }); $("h-maps").scrollIntoView(); } }, "show this block’s word maps")));
@@ -318,17 +319,17 @@ function drawBlock() {
     const chart = lines([["s", both[0]], ["e", both[1]]], 0, Math.max(...finite), short);
     chart.setAttribute("aria-label", `root mean square over the steps: source ${short(now[0][0])}, edit ${short(now[1][0])} now`);
     body.push(el("h3", {}, `Size (root mean square): source, dashed, ${short(now[0][0])}; edit ${short(now[1][0])}`), chart);
-    body.push(el("h3", {}, "Values at this step: source, dashed; edit, bars"), histogram(counts, now));
+    body.push(el("h3", {}, "Values at this step, each around its own mean: source, dashed; edit, bars"), histogram(counts));
     const names = ["root mean square", "mean", "standard deviation", "largest, ±"];
     body.push(el("table", {}, el("tr", {}, el("th", {}), el("th", { class: "n" }, "source"), el("th", { class: "n" }, "edit")),
       ...names.map((name, k) => el("tr", {}, el("td", {}, name), ...now.map(n => el("td", { class: "n" }, short(n[k])))))));
   }
   $("block").replaceChildren(...body);
 }
-function histogram(counts, now) {
+function histogram(counts) {
   const svg = el("svg", { viewBox: "0 0 320 112", role: "img" }), n = counts[0].length, wide = 300 / n;
   const most = Math.max(...[...counts[0], ...counts[1]].filter(Number.isFinite), 1e-9), Y = v => 92 - 82 * v / most;
-  const one = Number.isFinite(counts[1][0]) ? 1 : 0, spread = D.counts.spread, n1 = now[one];
+  const spread = D.counts.spread;
   for (let k = 0; k < n; k++) if (Number.isFinite(counts[1][k])) svg.append(el("rect", { class: "bar", x: 10 + k * wide, y: Y(counts[1][k]), width: wide - 1, height: 92 - Y(counts[1][k]) }));
   if (Number.isFinite(counts[0][0])) {
     let path = "M10,92";
@@ -337,7 +338,7 @@ function histogram(counts, now) {
   }
   svg.append(el("line", { class: "axis", x1: 10, x2: 310, y1: 92, y2: 92 }));
   [[10, "start", -spread], [160, "middle", 0], [310, "end", spread]].forEach(([x, anchor, k]) =>
-    svg.append(el("text", { x, y: 107, "text-anchor": anchor }, k ? short(n1[1] + k * n1[2]) : `mean ${short(n1[1])}`)));
+    svg.append(el("text", { x, y: 107, "text-anchor": anchor }, k ? `mean ${k < 0 ? "−" : "+"} ${spread} σ` : "mean")));
   svg.setAttribute("aria-label", `histogram of ${n} bins, ${spread} standard deviations to each side; the fullest has ${percent(most)} of the values`);
   return svg;
 }

@@ -1,0 +1,64 @@
+"""`minedit xray`: one page of HTML that shows an edit from inside: every step, word and block. It loads nothing.
+
+Takes all options of `minedit edit`, one pair of prompts and one seed.
+"""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from minedit.cli import options, origin, steering
+from minedit.cli.edit import photograph
+from minedit.cli.pairs import asked
+from minedit.cli.parser import Formatter, Parser
+from minedit.config import MineditError, shown
+from minedit.inversion.choose import name_of
+
+
+def main(argv: list[str]) -> None:
+    own, rest = _parser().parse_known_args(argv)
+    args = origin.parse(["edit", *rest])
+    for name, what in (("pairs", "several edits"), ("preview", "a preview")):
+        if getattr(args, name) is not None:
+            raise MineditError(f"--{name} makes {what}, and a page shows one edit; leave it out")
+    steering.check(args)
+    (each,) = asked(args)
+    if len(each.seeds) > 1:
+        raise MineditError(f"there are {len(each.seeds)} seeds, and a page shows one edit; expected one: --seed N")
+    from minedit import image  # and torch, once the arguments are right
+    from minedit.cli import output
+    from minedit.report.page import xray
+    from minedit.verbs.asked import sized
+
+    began = time.perf_counter()
+    with output.folder(own.out.parent):
+        sd = output.load(args)
+        steer, _ = steering.load(args, sd)
+        each.check(sd)
+        picture, _ = photograph(args, each)
+        shape = picture or steer.get("hint")
+        numbers = sized(sd, shape, each.run) if shape else each.run
+        print(f"\n{shown(repr(each.source), 400)} -> {shown(repr(each.target), 400)}")
+        print(f"  {each.method}, seed {each.seeds[0]}, {numbers.steps} steps, every {own.every} shown")
+        output.forewarn(sd, each.source, each.target, inverted=bool(each.inverse))
+        more = {"inversion": name_of(each.inverse), **asdict(each.inverse)} if each.inverse else {}
+        more |= {"settings": each.settings, "image": picture, **steer, **asdict(numbers)}
+        with output.progress() as progress:
+            pair = each.source, each.target, each.method
+            page = xray(sd, *pair, every=own.every, seed=each.seeds[0], progress=progress, **more)
+        image.write_whole(own.out, lambda part: part.write_text(page.html, encoding="utf-8"))
+    for note in page.result.notes:
+        print(f"  note: {shown(note, 1000)}")
+    for missing in page.data["missing"]:
+        print(f"  the page has not {shown(missing, 400)}")
+    print(f"  {time.perf_counter() - began:.1f} s; wrote {own.out}, {page.bytes / 1e6:.1f} MB; open it in a browser")
+
+
+def _parser() -> Parser:
+    text = __doc__ + "\nminedit edit --help lists them."
+    parser = Parser("minedit xray", description=text, formatter_class=Formatter, allow_abbrev=False)
+    text = "the page's file"
+    parser.add_argument("--out", metavar="PAGE", type=options.path, default=Path("xray.html"), help=text)
+    text = "show every N-th step of the run, and the last, to keep the page small"
+    parser.add_argument("--every", metavar="N", type=options.number(int, 1, 1000), default=1, help=text)
+    return parser
