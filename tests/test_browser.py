@@ -104,7 +104,7 @@ def test_map_says_what_was_recorded(tab, page):
     for kind in range(3):
         most = unpacked(data["maps"][-1])[3, kind, 2].max().item()
         said = tab.run(f"document.querySelectorAll('#maps figure small')[{kind}].textContent")
-        assert f"{100 * most:.{int(most < 0.0995)}f} % at most" in said
+        assert f"{100 * most:.{int(most < 0.0995)}f}\u00a0% at most" in said
 
 
 def test_slider_uncovers_the_edit(tab):

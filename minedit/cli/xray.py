@@ -7,9 +7,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from minedit.cli import options, origin, steering
-from minedit.cli.edit import photograph
-from minedit.cli.pairs import asked
+from minedit.cli import options, origin
 from minedit.cli.parser import Formatter, Parser
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import name_of
@@ -21,13 +19,16 @@ def main(argv: list[str]) -> None:
     for name, what in (("pairs", "several edits"), ("preview", "a preview")):
         if getattr(args, name) is not None:
             raise MineditError(f"--{name} makes {what}, and a page shows one edit; leave it out")
+    from minedit import image  # Pillow, once the arguments are right
+    from minedit.cli import output, steering
+    from minedit.cli.edit import photograph
+    from minedit.cli.pairs import asked
+
     steering.check(args)
     (each,) = asked(args)
     if len(each.seeds) > 1:
         raise MineditError(f"there are {len(each.seeds)} seeds, and a page shows one edit; expected one: --seed N")
-    from minedit import image  # and torch, once the arguments are right
-    from minedit.cli import output
-    from minedit.report.page import xray
+    from minedit.report.page import xray  # and torch
     from minedit.verbs.asked import sized
 
     began = time.perf_counter()

@@ -26,7 +26,7 @@ function at(array, ...index) { // the part of an array that an index leaves
   index.forEach((i, axis) => { size /= array.shape[axis]; from += i * size; });
   return array.x.subarray(from, from + size);
 }
-const percent = x => Number.isFinite(x) ? `${(100 * x).toFixed(x < 0.0995 ? 1 : 0)} %` : "none";
+const percent = x => Number.isFinite(x) ? `${(100 * x).toFixed(x < 0.0995 ? 1 : 0)}\u00a0%` : "none";
 const short = x => !Number.isFinite(x) ? "none" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 10 ? x.toFixed(1) : x.toFixed(2);
 const many = n => n >= 1e6 ? `${(n / 1e6).toFixed(2)} M` : n >= 1e3 ? `${(n / 1e3).toFixed(1)} k` : `${n}`;
 
@@ -175,7 +175,8 @@ function spans(word) {
   if (word.tau === null) return "gone from the target";
   if (word.kind === "inserted") return "new, there is nothing to follow";
   const count = Math.ceil(word.tau * D.all - 1e-9);
-  if (!count) return "never follows the source";
+  if (!count) return GATES.length ? "weighed by S from the first step" : "never follows the source";
+  if (count === 1) return "follows the source at the first step";
   return count >= D.all ? `follows the source at all ${D.all} steps` : `follows the source for the first ${count} of ${D.all} steps`;
 }
 function buildWords() {

@@ -69,6 +69,8 @@ def _data(sd: Model, res: EditResult, of: Gathered) -> dict:
         missing.append("the source's latents, maps and norms: this method draws the edit alone")
     if "target" not in of.rows:
         missing.append("the edit's latents, maps and norms: the prompts are the same words, one picture is both")
+    if "source" in of.rows and all(maps[:, 0].isnan().all() for maps in of.maps.values()):
+        missing.append("the source's word maps and norms: this run needs no noise predicted for the source")
     if found is None:
         missing.append("A, the words' likeness to the key words: only AdapEdit's statistics have it")
     if not (found and found.spatial):
