@@ -13,7 +13,7 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint kernels parity bench bench-cuda cuda cuda-train bench-load notebooks gallery methods clean \
+.PHONY: help edit test lint kernels parity bench bench-cuda cuda cuda-train bench-load notebooks gallery methods tensors clean \
   distclean
 
 help: ## list the targets
@@ -60,6 +60,9 @@ gallery: $(VENV)/installed ## draw the README's picture anew: twelve edits by th
 
 methods: $(VENV)/installed ## make docs/methods.md anew, from the settings
 	$(BIN)/python docs/make_methods.py
+
+tensors: $(VENV)/installed ## make docs/tensors.md anew: every tensor by name, with its shape
+	$(BIN)/python docs/make_tensors.py
 
 # With PYTHON=... said, that Python trains, as it is: it needs this project's requirements, and nothing is installed.
 TRAINER := $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),$(BIN)/python)
