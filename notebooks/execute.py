@@ -2,9 +2,8 @@
 
     python notebooks/execute.py [notebooks/02-the-stack.ipynb ...]      all of them, if none is named
 
-Pictures are kept as the smaller of PNG and JPEG, what goes to stderr is not kept, and neither are counters and times, so
-that the same notebook gives the same file. The code that the outputs are of is kept as a hash: tests/test_notebooks.py
-tells where a cell was changed and not executed since.
+Pictures are kept as the smaller of PNG and JPEG; what goes to stderr, counters and times are not kept. The code that
+the outputs are of is kept as a hash: tests/test_notebooks.py tells where a cell was changed and not executed since.
 """
 
 import base64
@@ -50,7 +49,9 @@ def kept(outputs: list[dict]) -> list[dict]:
         data = dict(each["data"])
         picture = data.get("image/png") or data.get("image/jpeg")
         data = small(base64.b64decode(picture)) if picture else {"text/plain": data["text/plain"]}
-        kind = {"output_type": "display_data"} if picture else {"output_type": "execute_result", "execution_count": None}
+        kind = (
+            {"output_type": "display_data"} if picture else {"output_type": "execute_result", "execution_count": None}
+        )
         found.append({**kind, "data": data, "metadata": {}})
     return found
 

@@ -1,4 +1,4 @@
-"""Pictures for the notebooks: maps as colours, latents as colours, figures as curves. In: tensors. Out: PIL pictures."""
+"""Pictures for the notebooks: maps and latents as colours, figures as curves. In: tensors. Out: PIL pictures."""
 
 from collections.abc import Mapping, Sequence
 

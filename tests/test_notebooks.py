@@ -28,7 +28,9 @@ def cells(path: Path, kind: str) -> list[dict]:
 
 def source(path: Path) -> str:
     """Its code as one program, and the code in its answers."""
-    answers = re.findall(r"^```python$(.*?)^```$", "\n".join("".join(c["source"]) for c in cells(path, "markdown")), re.M | re.S)
+    answers = re.findall(
+        r"^```python$(.*?)^```$", "\n".join("".join(c["source"]) for c in cells(path, "markdown")), re.M | re.S
+    )
     return "\n".join(["".join(cell["source"]) for cell in cells(path, "code")] + answers)
 
 
@@ -76,7 +78,11 @@ def test_its_code_compiles_and_what_it_imports_is_there(path: Path):
             module = importlib.import_module(node.module)
             for alias in node.names:
                 assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("minedit", "show"):
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("minedit", "show")
+        ):
             assert hasattr(importlib.import_module(node.value.id), node.attr), node.attr
 
 
