@@ -1,4 +1,4 @@
-"""Execute notebooks and keep their outputs in them, small; how long each took is printed.
+"""Execute notebooks and keep their outputs in them, small; how long each took is printed, and how much of a processor.
 
     python notebooks/execute.py [notebooks/02-the-stack.ipynb ...]      all of them, if none is named
 
@@ -9,6 +9,7 @@ the outputs are of is kept as a hash: tests/test_notebooks.py tells where a cell
 import base64
 import hashlib
 import io
+import resource
 import sys
 import time
 from pathlib import Path
@@ -56,15 +57,15 @@ def kept(outputs: list[dict]) -> list[dict]:
     return found
 
 
-def execute(path: Path) -> float:
-    """Execute a notebook in its folder, write it back with its outputs, and return the seconds that took."""
+def execute(path: Path) -> tuple[float, float]:
+    """Execute a notebook in its folder and write it back with its outputs: seconds, and seconds of processors."""
     import nbformat  # of the notebooks' extra, which `code` does without
     from nbclient import NotebookClient
 
     book = nbformat.read(path, as_version=4)
-    began = time.monotonic()
+    began, used = time.monotonic(), processors()
     NotebookClient(book, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
-    seconds = time.monotonic() - began
+    took = time.monotonic() - began, processors() - used
     for cell in book.cells:
         cell.metadata.clear()
         if cell.cell_type == "code":
@@ -72,10 +73,17 @@ def execute(path: Path) -> float:
     named = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book.metadata = {"kernelspec": named, "language_info": {"name": "python"}, "outputs_of": code(book.cells)}
     nbformat.write(book, path)
-    return seconds
+    return took
+
+
+def processors() -> float:
+    """Seconds that kernels which have ended computed, on all cores together."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
 
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or sorted(map(str, HERE.glob("*.ipynb"))):
-        took = execute(Path(name))
-        print(f"{name}: {took:.0f} s, {Path(name).stat().st_size / 1000:.0f} kB", flush=True)
+        seconds, computed = execute(Path(name))
+        size = Path(name).stat().st_size / 1000
+        print(f"{name}: {seconds:.0f} s, {computed:.0f} s of processors, {size:.0f} kB", flush=True)
