@@ -92,8 +92,8 @@ class Tab:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
-    def open(self, path: Path) -> None:
-        self.call("Page.navigate", url=path.resolve().as_uri())
+    def open(self, where: Path | str) -> None:
+        self.call("Page.navigate", url=where if isinstance(where, str) else where.resolve().as_uri())
         self.until("document.readyState === 'complete' && [...document.images].every(i => i.complete)")
         self.settle()
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +13,12 @@ from chromium import Tab, found
 from PIL import Image
 
 import minedit
+from minedit import METHODS
+from minedit.cli.live import again, dragged
 from minedit.report.arrays import unpacked
+from minedit.report.live import served
 from minedit.report.page import xray
+from minedit.report.studio import Studio
 
 pytestmark = pytest.mark.skipif(found() is None, reason="no Chromium here; BROWSER_BIN=... names one")
 PAIR = "a cat in the park", "a sitting dog in the park"
@@ -174,3 +181,32 @@ def test_everything_has_a_name(tab):
     named = [each for each in nodes if each.get("role", {}).get("value") in roles and not each.get("ignored")]
     nameless = [each["role"]["value"] for each in named if not each.get("name", {}).get("value")]
     assert len(named) > 40 and not nameless
+
+
+def test_live_draws_again_what_is_dragged(browser):
+    sd, chosen = minedit.load(), METHODS["adapedit"]()
+
+    def draw(asked, progress):
+        return xray(sd, *PAIR, steps=4, seed=3, settings=again(chosen, asked), progress=progress)
+
+    with Studio(draw) as studio, served(studio, {"settings": dragged(chosen, 3, ["a"])}) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        browser.faults.clear()
+        browser.size(1600, 1000)
+        studio.ask({})
+        browser.open(f"http://127.0.0.1:{server.server_address[1]}/")
+        title = "document.getElementById('page').contentDocument?.title || ''"
+        browser.until(f"({title}).includes('sitting dog')")
+        browser.run("for (const v of [0.2, 0.5, 1]) { tau.value = v; tau.dispatchEvent(new Event('input')); }")
+        browser.until("document.getElementById('changed').textContent.includes('of 255')")
+        assert studio.drawn[-1].asked["tau"] == 1 and studio.number == 2  # three moves within 60 ms are one question
+        browser.until(f"page.src.endsWith('?{studio.drawn[-1].number}')")
+        assert browser.run("before.src !== now.src && before.naturalWidth > 0")
+        browser.run("document.getElementById('tau-free').click()")
+        browser.until("document.getElementById('said').textContent === 'edit 3 is drawn'")
+        assert studio.drawn[-1].asked["tau"] is None
+        (Path(os.environ["SHOTS"]) / "live.png").write_bytes(browser.picture()) if "SHOTS" in os.environ else None
+        server.shutdown()
+        thread.join()
+    assert browser.faults == []

@@ -30,7 +30,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 def test_holds_all_code_and_all_weights(wheel):
     code = {path.relative_to(ROOT) for path in (ROOT / "minedit").rglob("*.py")} | {Path("minedit/py.typed")}
     fonts = {path.relative_to(ROOT) for path in (ROOT / "minedit" / "fonts").iterdir()}
-    page = {path.relative_to(ROOT) for path in (ROOT / "minedit" / "report").glob("page.*")}
+    page = {path.relative_to(ROOT) for path in (ROOT / "minedit" / "report").glob("*.[hcj][ts]*")}
     weights = {"minedit" / path.relative_to(ROOT) for path in (ROOT / "weights").rglob("*") if path.is_file()}
     held = {Path(name) for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == code | fonts | page | weights

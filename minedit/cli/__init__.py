@@ -19,6 +19,7 @@ evaluate.py
 maps.py
 sweeps.py
 xray.py
+live.py
 train.py
 judge.py
 kernels.py

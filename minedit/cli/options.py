@@ -30,6 +30,7 @@ ELSEWHERE = {  # verbs that read their own arguments
     "maps": "show where words look, over the picture",
     **SWEEPS,
     "xray": "show an edit from inside, in one page of HTML",
+    "live": "the same page, where dragged settings draw the edit again",
     "train": "train the parts of the embedded model",
     "judge": "measure what the embedded model draws",
     "kernels": "check and time attention functions, your own too",

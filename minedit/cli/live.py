@@ -1,0 +1,98 @@
+"""`minedit live`: the page of `minedit xray`, where settings that are dragged draw the edit again.
+
+It is served to this machine's own browsers alone, until Ctrl-C. Takes the options of `minedit xray`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+from minedit.cli import options, origin
+from minedit.cli.parser import Formatter, Parser
+from minedit.config import MineditError
+from minedit.inversion.choose import name_of
+from minedit.sampling.numbers import SEED
+from minedit.settings import Settings, settings
+
+DRAGGED = {"tau": "τ", "lambda_s": "λ_S", "lambda_tau": "λ_τ", "lambda_sv": "λ_S[V]", "cross_steps": "cross-attention"}
+WEIGHT, HEAVIEST = "weight", 4.0  # of a word, by its number
+TOP = 2.0  # of a slider whose setting has no end
+EVERY, STEPS = 4, 20  # what a run of a few seconds shows, unless more is asked for
+
+
+def main(argv: list[str]) -> None:
+    own, rest = _parser().parse_known_args(argv)
+    args = origin.parse(["edit", *(["--steps", str(STEPS)] if "--steps" not in rest else []), *rest])
+    from minedit.cli import output, steering  # Pillow, once the arguments are right
+    from minedit.cli.edit import photograph
+    from minedit.cli.pairs import asked
+
+    if args.pairs is not None or args.preview is not None:
+        raise MineditError("--pairs and --preview are for minedit edit; leave them out")
+    steering.check(args)
+    (each,) = asked(args)
+    from minedit.report.live import HOST, served  # and torch
+    from minedit.report.page import Page, xray
+    from minedit.report.studio import Studio
+    from minedit.sampling.loop import Progress
+    from minedit.verbs.asked import sized
+
+    sd = output.load(args)
+    steer, _ = steering.load(args, sd)
+    each.check(sd)
+    picture, _ = photograph(args, each)
+    shape = picture or steer.get("hint")
+    numbers = sized(sd, shape, each.run) if shape else each.run
+    more = {"inversion": name_of(each.inverse), **asdict(each.inverse)} if each.inverse else {}
+    more |= {"image": picture, **steer, **asdict(numbers)}
+
+    words = [word.text for word in sd.tokenizer.encode(each.target).words]
+
+    def draw(asked: Mapping[str, object], progress: Progress) -> Page:
+        now = {"settings": again(each.settings, asked), "seed": asked.get("seed", each.seeds[0])}
+        pair = each.source, each.target, each.method
+        return xray(sd, *pair, every=own.every, progress=progress, **{**more, **now})
+
+    told = {"settings": dragged(each.settings, each.seeds[0], words)}
+    with Studio(draw) as studio, served(studio, told, own.port) as server:
+        studio.ask({})
+        print(
+            f"  open http://{HOST}:{server.server_address[1]} in a browser of this machine; Ctrl-C ends it", flush=True
+        )
+        server.serve_forever()
+
+
+def dragged(chosen: Settings, seed: int, words: Sequence[str]) -> dict[str, dict]:
+    """What the page can set, as JSON values: of the settings those that are dragged, and the words' weights."""
+    found = {"seed": {"kind": "int", "label": "seed", "low": 0, "value": seed, "help": SEED.help, "free": ""}}
+    known = settings(type(chosen))
+    for name, each in known.items():
+        if name in DRAGGED and each.kind is float:
+            ends = {"low": max(each.low, 0.0), "high": min(each.high, TOP)}
+            about = {"label": DRAGGED[name], "help": each.help, "value": getattr(chosen, name), "free": each.none}
+            found[name] = {"kind": "float", **ends, **about}
+    if "reweight" in known:
+        about = {"kind": "float", "low": 0.0, "high": HEAVIEST, "help": known["reweight"].help, "free": ""}
+        for at, word in enumerate(words):
+            found[f"{WEIGHT}{at}"] = {**about, "label": f"\u00d7 {word}", "value": 1.0}
+    return found
+
+
+def again(chosen: Settings, asked: Mapping[str, object]) -> Settings:
+    """The method's settings, with what the page asks for in their place. Raises MineditError."""
+    now = {name: value for name, value in asked.items() if name in DRAGGED}
+    weights = {int(name.removeprefix(WEIGHT)): value for name, value in asked.items() if name.startswith(WEIGHT)}
+    if weights := {at: value for at, value in weights.items() if value != 1}:
+        now["reweight"] = weights
+    return replace(chosen, **now)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("minedit live", description=__doc__, formatter_class=Formatter, allow_abbrev=False)
+    text = "port of 127.0.0.1; 0 for any that is free"
+    parser.add_argument("--port", metavar="N", type=options.number(int, 0, 65535), default=8123, help=text)
+    text = "show every N-th step of the run, and the last"
+    parser.add_argument("--every", metavar="N", type=options.number(int, 1, 1000), default=EVERY, help=text)
+    return parser

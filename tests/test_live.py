@@ -1,0 +1,174 @@
+"""`minedit live`: edits drawn again one at a time, for this machine alone. Oracles: counts, and HTTP's own answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.client import HTTPConnection
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from small_model import small_model
+
+from minedit.cli.live import again, dragged
+from minedit.config import MineditError
+from minedit.methods.choose import METHODS
+from minedit.report.live import HOST, MOST, served
+from minedit.report.page import xray
+from minedit.report.studio import Studio
+
+PAIR = "a boy in the park", "a sitting boy in the park"
+PATIENCE = 20  # seconds
+
+
+def until(holds) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+class Slow:
+    """A drawing of 300 steps of a millisecond, which counts those at work."""
+
+    def __init__(self) -> None:
+        self.now, self.most, self.begun, self.ended, self.lock = 0, 0, [], [], threading.Lock()
+
+    def __call__(self, asked, progress):
+        with self.lock:
+            self.now, self.begun = self.now + 1, [*self.begun, asked]
+            self.most = max(self.most, self.now)
+        try:
+            for step in range(300):
+                time.sleep(0.001)
+                progress(step + 1, 300)
+            if "wrong" in asked:
+                raise MineditError("no such thing")
+            self.ended.append(asked)
+            colour = asked.get("seed", 0)
+            image = Image.new("RGB", (8, 8), (colour,) * 3)
+            return SimpleNamespace(html=f"page {colour}", result=SimpleNamespace(edited=image))
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+@pytest.fixture
+def slow():
+    return Slow()
+
+
+def test_a_new_one_takes_the_place_of_the_one_at_work(slow):
+    with Studio(slow) as studio:
+        for seed in range(1, 6):
+            studio.ask({"seed": seed})
+            until(lambda seed=seed: {"seed": seed} in slow.begun)
+        until(lambda: not studio.state()["busy"])
+        assert slow.most == 1 and slow.ended == [{"seed": 5}] and studio.given_up == 4
+        assert [each.number for each in studio.drawn] == [5]
+        studio.ask({"seed": 9})
+        until(lambda: not studio.state()["busy"])
+        state = studio.state()
+        assert [each["number"] for each in state["drawn"]] == [5, 6] and state["changed"] == pytest.approx(4)
+    assert not studio.thread.is_alive()
+
+
+def test_a_mistake_is_said_and_the_next_is_drawn(slow):
+    with Studio(slow) as studio:
+        studio.ask({"wrong": 1})
+        until(lambda: not studio.state()["busy"])
+        assert studio.state()["error"] == "no such thing" and not studio.drawn
+        studio.ask({"seed": 1})
+        until(lambda: not studio.state()["busy"])
+        assert not studio.state()["error"] and len(studio.drawn) == 1
+
+
+def test_the_end_does_not_wait_for_the_edit(slow):
+    with Studio(slow) as studio:
+        studio.ask({})
+        until(lambda: slow.begun)
+        began = time.monotonic()
+    assert time.monotonic() - began < 0.25 and not slow.ended
+
+
+@pytest.fixture
+def server(slow):
+    with Studio(slow) as studio, served(studio, {"settings": {"seed": {"label": "</script>"}}}) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield studio, server.server_address
+        server.shutdown()
+        thread.join()
+
+
+def asks(address, method, path, body=None, **headers):
+    line = HTTPConnection(*address, timeout=PATIENCE)
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    line.request(method, path, body, headers)
+    answer = line.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def test_other_hosts_are_refused(server):
+    _, address = server
+    port = address[1]
+    assert address[0] == HOST == "127.0.0.1"
+    right = {"Host": f"localhost:{port}", "Content_Type": "application/json"}
+    assert asks(address, "GET", "/")[0] == asks(address, "GET", "/", Host=f"localhost:{port}")[0] == 200
+    for host in ("evil.example", f"evil.example:{port}", f"127.0.0.1:{port + 1}", f"127.0.0.1.evil.example:{port}"):
+        assert asks(address, "GET", "/", Host=host)[0] == 403
+        assert asks(address, "POST", "/ask", "{}", **{**right, "Host": host})[0] == 403
+    for origin in ("https://evil.example", "null", f"http://evil.example:{port}"):
+        assert asks(address, "POST", "/ask", "{}", Origin=origin, **right)[0] == 403
+    assert asks(address, "POST", "/ask", "{}", Origin=f"http://localhost:{port}", **right)[0] == 200
+
+
+def test_what_is_asked_is_checked(server):
+    studio, address = server
+    json_type = {"Content_Type": "application/json"}
+    assert asks(address, "POST", "/ask", '{"seed": 7}', Content_Type="text/plain")[0] == 404
+    for wrong in ("{", "[]", '{"image": 1}', '{"seed": NaN}'):
+        assert asks(address, "POST", "/ask", wrong, **json_type)[0] == 400
+    assert asks(address, "POST", "/ask", " " * (MOST + 1), **json_type)[0] == 413
+    assert asks(address, "GET", "/etc/passwd")[0] == asks(address, "GET", "/page?1")[0] == 404
+    assert studio.number == 0
+    assert asks(address, "POST", "/ask", '{"seed": 7}', **json_type) == (200, '{"asked": 1}')
+    until(lambda: not studio.state()["busy"])
+    assert asks(address, "GET", "/page?1") == (200, "page 7")
+    assert json.loads(asks(address, "GET", "/state")[1])["drawn"][0]["number"] == 1
+    assert asks(address, "GET", "/")[1].count("</script>") == 2
+
+
+def test_settings_are_the_methods():
+    found = dragged(METHODS["adapedit"](tau=0.3), 5, ["a", "dog"])
+    assert found["seed"]["value"] == 5 and found["tau"]["value"] == 0.3 and found["lambda_s"]["high"] == 1
+    assert again(METHODS["adapedit"](), {"tau": 0.4, "lambda_s": 1, "seed": 3}) == METHODS["adapedit"](
+        tau=0.4, lambda_s=1
+    )
+    found = dragged(METHODS["p2p"](), 0, ["a", "dog"])
+    assert found["weight1"]["label"] == "× dog" and "tau" not in found
+    asked = again(METHODS["p2p"](), {"weight0": 1.0, "weight1": 2.5})
+    assert asked == METHODS["p2p"](reweight={1: 2.5})
+    with pytest.raises(MineditError):
+        again(METHODS["adapedit"](), {"tau": "much"})
+
+
+def test_an_edit_is_given_up_between_steps():
+    sd, steps = small_model(), []
+
+    def draw(asked, progress):
+        def noted(done, total):
+            steps.append((asked["seed"], done))
+            if asked["seed"] == 1 and done == 2:
+                studio.ask({"seed": 2})
+            progress(done, total)
+
+        return xray(sd, *PAIR, "p2p", steps=4, seed=asked["seed"], progress=noted)
+
+    with Studio(draw) as studio:
+        studio.ask({"seed": 1})
+        until(lambda: not studio.state()["busy"])
+    assert steps == [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (2, 4)]
+    assert [each.asked["seed"] for each in studio.drawn] == [2]
