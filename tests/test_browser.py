@@ -198,11 +198,17 @@ def test_live_draws_again_what_is_dragged(browser):
         browser.open(f"http://127.0.0.1:{server.server_address[1]}/")
         title = "document.getElementById('page').contentDocument?.title || ''"
         browser.until(f"({title}).includes('sitting dog')")
+        browser.run("page.contentWindow.choose({step: 3, word: 5})")
         browser.run("for (const v of [0.2, 0.5, 1]) { tau.value = v; tau.dispatchEvent(new Event('input')); }")
         browser.until("document.getElementById('changed').textContent.includes('of 255')")
         assert studio.drawn[-1].asked["tau"] == 1 and studio.number == 2  # three moves within 60 ms are one question
         browser.until(f"page.src.endsWith('?{studio.drawn[-1].number}')")
         assert browser.run("before.src !== now.src && before.naturalWidth > 0")
+        now = "document.getElementById('page').contentDocument.getElementById('{}')?.textContent || ''"
+        browser.until(f"({now.format('word-now')}) === 'park' && ({now.format('where')}).startsWith('step 4')")
+        for width in (400, 1600):
+            browser.size(width, 1000, dark=width == 400)
+            assert browser.run("document.documentElement.scrollWidth") <= width
         browser.run("document.getElementById('tau-free').click()")
         browser.until("document.getElementById('said').textContent === 'edit 3 is drawn'")
         assert studio.drawn[-1].asked["tau"] is None

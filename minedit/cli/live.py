@@ -68,10 +68,10 @@ def dragged(chosen: Settings, seed: int, words: Sequence[str]) -> dict[str, dict
     """What the page can set, as JSON values: of the settings those that are dragged, and the words' weights."""
     found = {"seed": {"kind": "int", "label": "seed", "low": 0, "value": seed, "help": SEED.help, "free": ""}}
     known = settings(type(chosen))
-    for name, each in known.items():
-        if name in DRAGGED and each.kind is float:
+    for name, label in DRAGGED.items():
+        if (each := known.get(name)) and each.kind is float:
             ends = {"low": max(each.low, 0.0), "high": min(each.high, TOP)}
-            about = {"label": DRAGGED[name], "help": each.help, "value": getattr(chosen, name), "free": each.none}
+            about = {"label": label, "help": each.help, "value": getattr(chosen, name), "free": each.none}
             found[name] = {"kind": "float", **ends, **about}
     if "reweight" in known:
         about = {"kind": "float", "low": 0.0, "high": HEAVIEST, "help": known["reweight"].help, "free": ""}

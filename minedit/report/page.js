@@ -352,6 +352,7 @@ function draw() { // once for what happens together
   waiting = true;
   requestAnimationFrame(() => { waiting = false; [drawX0, drawWords, drawMaps, drawFilm, drawGates, drawDiagram, drawBlock].forEach(f => f()); });
 }
+function chosen() { return { step: state.step, word: state.word, layers: state.layers, block: state.block }; }
 function choose(change) {
   Object.assign(state, change);
   state.step = Math.min(Math.max(state.step, 0), D.steps.length - 1);
