@@ -57,7 +57,7 @@ def table(rows: Sequence[str], columns: Sequence[str], cells: dict[tuple[str, st
             box = (left + side * c, tall * (r + 2), left + side * (c + 1) - 2, tall * (r + 3) - 2)
             pen.rectangle(box, tuple(colours(np.array(share)).round().astype(int).tolist()))
             ink = "black" if share > 0.6 else "white"
-            pen.text(((box[0] + box[2]) / 2, middle), f"{value:.1f}", ink, font, anchor="mm")
+            pen.text(((box[0] + box[2]) / 2, middle), f"{round(value, 1) + 0.0:.1f}", ink, font, anchor="mm")
     return sheet
 
 
