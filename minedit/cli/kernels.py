@@ -6,6 +6,7 @@ wrong, or right nowhere. How to write such a function: docs/kernels.md.
 """
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -19,6 +20,8 @@ from minedit.lab.names import RULES
 def main(argv: list[str]) -> int:
     """Print the table, append to the CSV, return the exit status. Raises MineditError for arguments that cannot be."""
     args = _arguments(argv)
+    if args.bounds:
+        _interpreted(args)
     rules, dtypes = _chosen("rules", args.rules, RULES), _chosen("dtype", args.dtype, DTYPES)
     import torch  # and what takes it, once the arguments are right
 
@@ -30,6 +33,10 @@ def main(argv: list[str]) -> int:
     table.held(args.csv)
     rows: list[table.Row] = []
     functions = table.named_functions(args.attention, device)
+    if args.bounds:
+        from minedit.lab.bounds import watched
+
+        functions = {name: watched(attend) for name, attend in functions.items()}
     with table.threads(args.threads), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         told = table.machine(args.what, device)
         print(", ".join(f"{name} {told[name]}" for name in ("device", "torch", "triton", "threads") if told[name]))
@@ -44,6 +51,14 @@ def main(argv: list[str]) -> int:
     for name, count in counts.items():
         print(f"{name}: {', '.join(f'{n} {status}' for status, n in count.items()) or 'not tried'}")
     return int(any(count["wrong"] or not count["right"] for count in counts.values()))
+
+
+def _interpreted(args: argparse.Namespace) -> None:
+    """Triton decides as it is first imported; what no one named is then the fused kernel on the CPU."""
+    if args.what != "check" or args.device not in (None, "cpu"):
+        raise MineditError("--bounds watches kernels in Triton's interpreter: it goes with check, on the cpu")
+    os.environ["TRITON_INTERPRET"] = "1"
+    args.device, args.attention = "cpu", args.attention or ["triton"]
 
 
 def _chosen(option: str, asked: list[str] | None, known: Iterable[str]) -> list[str]:
@@ -68,6 +83,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--shapes", choices=("all", "small", "real"), default="all", help="real: those of SD-v1.4")
     parser.add_argument("--quick", action="store_true", help="small shapes only, and times that say little")
     parser.add_argument("--full", action="store_true", help="on a CPU too self-attention of 4096 pixels and more")
+    parser.add_argument("--bounds", action="store_true", help="check: a Triton kernel's addresses too, interpreted")
     parser.add_argument("--repeats", metavar="N", type=number(int, 1, 1000), default=20, help="timings of a call")
     parser.add_argument("--threads", metavar="N", type=number(int, 1, 1000), help="of the CPU; else torch's choice")
     parser.add_argument("--csv", metavar="FILE", type=path, default=Path("out/kernels.csv"), help="appended to")
