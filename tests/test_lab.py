@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +24,12 @@ from minedit.attention.eager import eager
 from minedit.attention.rules import Attend, Edit, Rule
 from minedit.attention.sdpa import sdpa
 from minedit.config import SD14, MineditError
+from minedit.lab import clock
 from minedit.lab.bench import Ceiling, timing, traffic
 from minedit.lab.cases import RULES, Shape, cases, real_shapes, small_shapes
 from minedit.lab.check import answers, judge
 from minedit.lab.oracle import oracle
+from minedit.lab.rows import FIELDS
 from minedit.lab.table import named_functions
 from minedit.methods.plan import SELF_RULE
 from minedit.stack.unet import UNet
@@ -486,11 +490,46 @@ def test_traffic_by_hand():
 
 def test_the_fraction_is_the_roofline(monkeypatch):
     (case,) = cases(Shape("cross", 4, 1, 3, 5, 2), ["plain"], torch.float16)
-    monkeypatch.setattr("minedit.lab.bench.seconds", lambda *a: [3e-6, 1e-6, 2e-6])
+    monkeypatch.setattr("minedit.lab.clock.elapsed", lambda work, calls, device: 2e-6 * calls)
     for top, part in ((Ceiling(256e6, 480e9), 0.5), (Ceiling(256e9, 480e6), 0.5), (Ceiling(256e6, 960e6), 0.5)):
-        took = timing(sdpa, case, False, top, repeats=3)
+        took = timing(sdpa, case, False, top, repeats=3, limit=1)
         assert took.ms == pytest.approx(2e-3) and took.gb_s == pytest.approx(0.128)
         assert took.of_ceiling == pytest.approx(part)
+
+
+def test_measurements_by_hand():
+    """1 ... 5: quartiles 2, 3, 4; the deviation is sqrt(2.5), of the mean sqrt(0.5)."""
+    took = clock.Seconds.of([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert (took.median, took.spread, took.runs, took.least) == (3, pytest.approx(2 / 3), 5, 1)
+    assert took.error == pytest.approx(0.5**0.5 / 3)
+
+
+def test_it_measures_until_the_error_is_small_or_time_is_over():
+    steady, wild = iter([1.0, 1.2, *[1.0] * 500]), itertools.cycle([1.0, 3.0])
+    took = clock.repeated(lambda: next(steady), None, 60)
+    assert clock.FEWEST < took.runs < 500 and took.error < 0.01
+    assert clock.repeated(lambda: next(steady), 3, 0).runs == 3
+    assert clock.repeated(lambda: next(wild), None, 0.01).error > 0.01
+
+
+def test_memory_by_hand():
+    """64 KiB and 4 KiB live together, then 64 KiB and 32: the peak is 96."""
+    words = 1024 // 4
+
+    def work() -> torch.Tensor:
+        large, small = torch.empty(64 * words), torch.empty(4 * words)
+        del small
+        return large[: 32 * words].clone()
+
+    assert clock.peak(work, torch.device("cpu")) == pytest.approx(96 * 1024, abs=256)
+
+
+def test_a_cold_cache_is_slower():
+    """The sum of 8 MiB, which lie in the last-level cache until something larger is written."""
+    x, cpu = torch.ones(2**21), torch.device("cpu")
+    flushed = clock._dust(cpu)
+    warm, cold = (kind(x.sum, cpu, 9, 1) for kind in (clock.warm, clock.cold))
+    assert cold.least > 1.05 * warm.least and (flushed > 9).all()
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -511,6 +550,35 @@ def test_rows_are_appended_to_the_table(lab):
         "note": "misaligned",
     }
     assert told.items() <= rows[-1].items() and rows[-1]["torch"] == torch.__version__ and not rows[-1]["ms"]
+
+
+def test_a_row_is_tried_again_by_the_line_below_the_table(lab):
+    """As it is printed, by a shell's rules; a row with columns, too, and one that is wrong."""
+    for first in (
+        ("bench", "--quick", "--rules", "plain", "--attention", "sdpa", "--repeats", "1", "--threads", "1"),
+        ("check", "--quick", "--rules", "dps", "--attention", "sdpa,test_lab:no_gate"),
+    ):
+        _, said, rows = lab(*first)
+        (line,) = [line for line in said.splitlines() if line.startswith("minedit kernels ")]
+        argv = shlex.split(line)[2:]
+        _, said, more = lab(*argv)
+        (row,) = more[len(rows) :]
+        assert line in said  # that very row, again
+        named = ("attention", "dtype", "kind", "pixels", "note", "rule", "columns", "status")
+        before = [[r[name] for name in named] for r in rows]
+        assert [row[name] for name in named] in before
+        assert row["status"] == "wrong" if first[0] == "check" else float(row["cold_ms"]) > 0 and row["runs"] == "1"
+
+
+def test_columns_that_came_later_stand_empty_in_old_rows(lab):
+    table = Path("out/kernels.csv")
+    table.parent.mkdir()
+    old = (Path(__file__).parent.parent / "benchmarks" / "kernels.csv").read_text().splitlines()[:3]
+    table.write_text("\n".join(line.rsplit(",", line.count(",") - 25)[0] for line in old))
+    _, _, rows = lab("bench", "--quick", "--rules", "inject", "--attention", "sdpa", "--repeats", "2")
+    assert len(rows) == 2 + count("inject") and list(rows[0]) == list(rows[-1]) == list(FIELDS)
+    assert rows[1]["ms"] and not rows[1]["cold_ms"] and not rows[1]["peak_mb"]
+    assert rows[-1]["cold_ms"] and rows[-1]["first_ms"] and rows[-1]["peak_mb"] and not rows[-1]["graph_ms"]
 
 
 def test_a_file_that_is_not_the_labs_is_left_alone(lab):
@@ -534,6 +602,8 @@ def test_names_of_rules_name_them():
         (("check", "--dtype", "float8"), "--dtype has 'float8'; expected some of float32"),
         (("check", "--attention", "flash"), "attention 'flash' is unknown"),
         (("check", "--attention", "broken_kernel:attend"), "cannot import 'broken_kernel' (SyntaxError"),
+        (("bench", "--only", "sdpa"), "--only 'sdpa' names no row; expected attention, dtype, shape, rule"),
+        (("bench", "--only", "sdpa, float32, cross 1x1, plain"), "the shape 'cross 1x1', which is none of the lab's"),
         (("bench", "--repeats", "0"), "found '0', expected a whole number"),
         (("check", "--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
     ],

@@ -11,7 +11,9 @@ hints.py    what may be wrong, from how it differs
 manners.py  what a function must not do beside
 check.py    the verdict on a function
 bounds.py   a Triton kernel's addresses, in the interpreter
+clock.py    measured: warm, cold, as a graph; memory
 bench.py    its time, and of which ceiling
+rows.py     what a row is called, and the file of rows
 table.py    all functions on all cases, in a table
 ```
 """
