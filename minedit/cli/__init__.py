@@ -17,6 +17,7 @@ edit.py
 compare.py
 train.py
 judge.py
+compiled.py
 kernels.py
 words.py
 fetch.py

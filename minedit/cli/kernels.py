@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
+from minedit.cli import compiled
 from minedit.cli.options import DTYPES, Formatter, Parser, number, path
 from minedit.config import MineditError
 from minedit.lab.names import RULES
@@ -19,6 +20,8 @@ from minedit.lab.names import RULES
 
 def main(argv: list[str]) -> int:
     """Print the table, append to the CSV, return the exit status. Raises MineditError for arguments that cannot be."""
+    if argv[:1] == ["compiled"]:
+        return compiled.main(argv[1:])
     args = _arguments(argv)
     if args.bounds:
         _interpreted(args)
@@ -86,7 +89,10 @@ def _chosen(option: str, asked: list[str] | None, known: Iterable[str]) -> list[
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
-        "minedit kernels", description="Check and time attention functions, your own too.", formatter_class=Formatter
+        "minedit kernels",
+        description="Check and time attention functions, your own too.",
+        epilog="minedit kernels compiled --help: what a compiler makes of them.",
+        formatter_class=Formatter,
     )
     several = {"action": "append", "metavar": "NAME"}
     parser.add_argument("what", choices=("check", "bench"), help="compare with float64; bench: and time")
