@@ -24,7 +24,7 @@ from minedit.attention.eager import eager
 from minedit.attention.rules import Attend, Edit, Rule
 from minedit.attention.sdpa import sdpa
 from minedit.config import SD14, MineditError
-from minedit.lab import clock
+from minedit.lab import clock, flex
 from minedit.lab.bench import Ceiling, timing, traffic
 from minedit.lab.cases import RULES, Shape, cases, real_shapes, small_shapes
 from minedit.lab.check import answers, judge
@@ -215,6 +215,25 @@ def test_sdpa_holds_no_map_and_makes_three_calls_at_most_for_an_edited_row(kind,
         assert len(calls) <= 1 + len(masks) + 2 * len(edits)
         # a mask is [N,T]; R itself is [T,T], which in self-attention is the size of a map
         assert masks or (kind == "self" and edits) or (shape.N, shape.T) not in sizes, case.name
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_by_linearity_is_right(monkeypatch):
+    """Two calls for an edit, with wide values; not compiled here, which takes seconds a shape."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    calls = []
+    monkeypatch.setattr(flex, "_compiled", lambda: lambda q, k, v: calls.append(v.shape) or flex_attention(q, k, v))
+    shape = Shape("cross", 4, 2, 33, 21, 16)
+    for case in cases(shape, [name for name in RULES if name not in ("masked", "all")]):
+        calls.clear()
+        flex.attend(case.q, case.k, case.v, case.rule)
+        edits = len(case.rule.edits) if case.rule else 0
+        assert calls == [(4, 2, 21, 16), *[(1, 2, 21, 32)] * 2 * edits]
+        verdict = judge(flex.attend, case, answers(case))
+        assert verdict.status == "right", verdict.report
+    (case,) = cases(shape, ["masked"])
+    assert judge(flex.attend, case, answers(case)).status == "refused"
 
 
 # --- functions that are wrong ----------------------------------------------------------------------------------------

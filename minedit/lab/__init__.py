@@ -16,6 +16,7 @@ bench.py     its time, and of which ceiling
 made.py      compiled kernels in a folder, two folders compared
 compiled.py  what the compiler makes of a call's kernels
 calls.py     the calls whose kernels are compiled
+flex.py       FlexAttention, a baseline
 rows.py      what a row is called, and the file of rows
 table.py     all functions on all cases, in a table
 ```
