@@ -18,6 +18,7 @@ compare.py
 train.py
 judge.py
 compiled.py
+roofline.py
 kernels.py
 words.py
 fetch.py

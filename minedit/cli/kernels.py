@@ -12,16 +12,18 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
-from minedit.cli import compiled
+from minedit.cli import compiled, roofline
 from minedit.cli.options import DTYPES, Formatter, Parser, number, path
 from minedit.config import MineditError
 from minedit.lab.names import RULES
 
+ELSEWHERE = {"compiled": compiled.main, "roofline": roofline.main}
+
 
 def main(argv: list[str]) -> int:
     """Print the table, append to the CSV, return the exit status. Raises MineditError for arguments that cannot be."""
-    if argv[:1] == ["compiled"]:
-        return compiled.main(argv[1:])
+    if argv[:1] and argv[0] in ELSEWHERE:
+        return ELSEWHERE[argv[0]](argv[1:])
     args = _arguments(argv)
     if args.bounds:
         _interpreted(args)
@@ -91,7 +93,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         "minedit kernels",
         description="Check and time attention functions, your own too.",
-        epilog="minedit kernels compiled --help: what a compiler makes of them.",
+        epilog="minedit kernels compiled --help: what a compiler makes of them; roofline --help: a picture.",
         formatter_class=Formatter,
     )
     several = {"action": "append", "metavar": "NAME"}

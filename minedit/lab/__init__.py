@@ -18,6 +18,7 @@ compiled.py  what the compiler makes of a call's kernels
 calls.py     the calls whose kernels are compiled
 flex.py       FlexAttention, a baseline
 rows.py      what a row is called, and the file of rows
+roofline.py   a picture of rows
 table.py     all functions on all cases, in a table
 ```
 """
