@@ -13,7 +13,7 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint kernels parity bench bench-cuda cuda cuda-train bench-load notebooks gallery methods clean \
+.PHONY: help edit test lint kernels parity bench bench-cuda cuda cuda-train bench-load notebooks gallery methods tensors clean \
   distclean
 
 help: ## list the targets
@@ -35,7 +35,7 @@ kernels: $(VENV)/installed ## compile the fused kernel for GPUs, here or not: re
 
 parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
 	COMPVIS="$(COMPVIS)" P2P="$(P2P)" FLOWEDIT="$(FLOWEDIT)" HEDIT="$(HEDIT)" MASACTRL="$(MASACTRL)" FREEPROMPT="$(FREEPROMPT)" \
-	  PNP="$(PNP)" PNPINVERSION="$(PNPINVERSION)" DDPM_INVERSION="$(DDPM_INVERSION)" EDICT="$(EDICT)" \
+	  PNP="$(PNP)" PNPINVERSION="$(PNPINVERSION)" DINO="$(DINO)" DDPM_INVERSION="$(DDPM_INVERSION)" EDICT="$(EDICT)" \
 	  $(VENV)-parity/bin/python -m pytest -q -s tests/parity $(ARGS)
 
 bench: $(VENV)/installed $(VENV)-parity/installed ## time kernels, edits, a full-size UNet beside diffusers'; rows go to benchmarks/*.csv
@@ -60,6 +60,9 @@ gallery: $(VENV)/installed ## draw the README's picture anew: twelve edits by th
 
 methods: $(VENV)/installed ## make docs/methods.md anew, from the settings
 	$(BIN)/python docs/make_methods.py
+
+tensors: $(VENV)/installed ## make docs/tensors.md anew: every tensor by name, with its shape
+	$(BIN)/python docs/make_tensors.py
 
 # With PYTHON=... said, that Python trains, as it is: it needs this project's requirements, and nothing is installed.
 TRAINER := $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),$(BIN)/python)
@@ -90,9 +93,11 @@ $(VENV)/notebooks: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e '.[notebooks]'
 	@touch $@
 
-$(VENV)-parity/installed: tests/parity/requirements.txt setup.cfg pyproject.toml requirements.txt
+$(VENV)-parity/installed: tests/parity/requirements.txt tests/parity/apart.txt setup.cfg pyproject.toml requirements.txt
 	$(python_check)
 	@echo "installing into $(VENV)-parity: a minute or two, once"
 	$(PYTHON) -m venv $(VENV)-parity
 	$(VENV)-parity/bin/python -m pip install --quiet $(TORCH) -r tests/parity/requirements.txt -e '.[dev]'
+	$(VENV)-parity/bin/python -m pip install --quiet --upgrade --no-deps --target $(VENV)-parity/apart \
+	  -r tests/parity/apart.txt
 	@touch $@

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 GPU = torch.cuda.is_available()
 GRACE = 8  # seconds for a part that is told to stop
 DTYPES = ("float32", "float16", "bfloat16")
-TINY_TESTS = "without_a_rule or returned or other_numbers"
+TINY_TESTS = "without_a_rule or returned or other_numbers or users_own_attention_function_is"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 
 
@@ -52,7 +52,7 @@ def parts(out: Path, tiny: bool) -> list[Part]:
     spread = ["-n", "3"] if find_spec("xdist") and not tiny else []  # each compiles its own variants of the kernel
     found = [Part("smallest", [*own, "--do", "smallest"], 90)]
     # a file each: a fault of the GPU ends a process, and no test after it in that process tells anything
-    for name in ("kernels", "fused", "graphs", "flash"):
+    for name in ("kernels", "fused", "graphs", "flash", "record"):
         command = [py, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, f"tests/test_{name}.py"]
         found.append(Part(f"tests-{name}", [*command, "-k", TINY_TESTS] if tiny else command, 150))
     for dtype in DTYPES[:1] if tiny else DTYPES:

@@ -327,3 +327,18 @@ def test_a_steered_picture_asks_for_more_memory(sd, control):
             torch.zeros(2, 4, 8, 8), torch.tensor([1, 1]), torch.zeros(2, TOKENS, 16), torch.zeros(1, 3, 64, 64)
         )
     assert memory.of_unet(steered, 1, 64, 64) - memory.of_unet(sd, 1, 64, 64) >= 4 * sum(map(torch.numel, maps))
+
+
+def test_a_steered_unet_is_recorded(sd, control, hint):
+    """Every name but the ControlNet's own layers, and no bit changes; its word maps are those of the steered run."""
+    steer = {"control": control, "hint": hint, "steps": 2}
+    before = minedit.edit(sd, *PAIR, "p2p", **steer)
+    with minedit.recorded(sd, "*") as tape:
+        after = minedit.edit(sd, *PAIR, "p2p", **steer)
+    assert torch.equal(before.edited_latent, after.edited_latent)
+    assert all(tape[name].tensor.isfinite().all() for name in tape)
+    with minedit.recorded(sd, "*.attn2.columns", words=["boy"], rows="target.cond") as tape:
+        minedit.edit(sd, *PAIR, "p2p", **steer)
+    ours, theirs = minedit.word_maps(before, "boy").map(picture="target"), minedit.word_maps(tape).map()
+    plain = minedit.word_maps(minedit.edit(sd, *PAIR, "p2p", steps=2), "boy").map(picture="target")
+    assert torch.allclose(ours, theirs, atol=1e-7) and not torch.allclose(ours, plain, atol=1e-4)

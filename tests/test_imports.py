@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minedit"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FLOORS = 9  # of wings that stand on one another, at most
+FLOORS = 10  # of wings that stand on one another, at most
 
 
 @cache
@@ -56,8 +56,8 @@ def place(file: Path) -> tuple[float, ...]:
     at = [listed(PACKAGE.joinpath(*folders[:depth])).index(f"{each}/") for depth, each in enumerate(folders)]
     if name != "__init__.py":
         return (*at, listed(file.parent).index(name))
-    if file.parent == PACKAGE:  # it gathers the public verbs, and may name what stands above them
-        return (listed(PACKAGE).index("verbs/") + 0.5,)
+    if file.parent == PACKAGE:  # it gathers the public names, and may name what has them
+        return (listed(PACKAGE).index("record/") + 0.5,)
     return (*at, 99 if any(each.parent == file.parent and each != file for each in imported(file)) else -1)
 
 

@@ -65,3 +65,17 @@ def test_what_it_cannot_do_is_a_line(sd):
     for fault, more in wrong.items():
         with pytest.raises(MineditError, match=fault):
             minedit.edit(sd, BOY, SITTING, **{"steps": 4, **more})
+
+
+def test_it_is_recorded_and_no_bit_changes(sd):
+    """Rows without a prompt, which it does not draw, are NaN."""
+    before = minedit.edit(sd, BOY, SITTING, "p2p", steps=3)
+    with minedit.recorded(sd, ["*.attn2.columns", "x0"]) as tape:
+        after = minedit.edit(sd, BOY, SITTING, "p2p", steps=3)
+    assert torch.equal(before.edited_latent, after.edited_latent)
+    name = "middle_block.1.transformer_blocks.0.attn2.columns"
+    rows = {row: tape[name].at(row=row).tensor for row in tape[name].labels["row"]}
+    assert rows["target.uncond"].isnan().all() and rows["target.cond"].isfinite().all()
+    with minedit.patched(sd, {"x0": lambda value, at: tape["x0"].at(step=at.step, row=at.row).tensor}):
+        again = minedit.edit(sd, BOY, SITTING, "p2p", steps=3)
+    assert torch.equal(before.edited_latent, again.edited_latent)

@@ -1,9 +1,5 @@
 """The score of an edit. Oracles: the renderer's counterfactuals, scores counted by hand, the normal law."""
 
-import json
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,9 +9,6 @@ from minedit.picturebook.training.train_judge import load_judge
 from minedit.picturebook.world.edits import Pair, pairs
 from minedit.picturebook.world.factors import Factors
 from minedit.picturebook.world.shown import LABELS, shown
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import closed_world  # noqa: E402
 
 BOY, SITTING = (Factors("boy", "park", "red", pose=pose) for pose in ("standing", "sitting"))
 STAYS = {"subject", "place", "colour", "size", "time", "held", "skin", "hair"}
@@ -65,19 +58,3 @@ def test_intervals_are_those_of_the_mean():
     assert at == values.mean() and count == 400 and mean(values) == mean(values)
     assert at - low == pytest.approx(error, rel=0.15) and high - at == pytest.approx(error, rel=0.15)
     assert mean([1.0, 1.0]) == (1, 1, 1, 2) and np.isnan(mean([None])[0])
-
-
-def test_a_benchmark_goes_on_where_it_was_stopped(tmp_path):
-    made, file = {"model": "m", "judge": "j", "steps": 50}, tmp_path / "kept.jsonl"
-    rows = [{**made, "method": "p2p", "pair": "a"}, {**made, "steps": 20, "method": "p2p", "pair": "b"}]
-    file.write_text("\n".join([*map(json.dumps, rows), '{"model": "m", "judge"']))
-    assert closed_world.before(file, made) == {("p2p", "a"): rows[0]}
-    assert closed_world.before(tmp_path / "absent", made) == {}
-
-
-def test_a_method_is_asked_for_in_a_word():
-    wanted = {"target": "a dog", "method": "p2p", "cross_steps": 0.6, "spread": "sum"}
-    assert closed_world.target("p2p:cross_steps=0.6:spread=sum", "a dog") == wanted
-    for wrong in ("p3p", "p2p:cross_steps"):
-        with pytest.raises(SystemExit):
-            closed_world.target(wrong, "a dog")

@@ -3,6 +3,7 @@
 Read in this order:
 ```
 inside.py  what only the UNet can tell as it runs
+tap.py     what looks at a run or changes it
 rules.py   what each layer does at one step, as data
 eager.py   the specification: what a Rule means, to the letter
 sdpa.py    its algebra on torch's fused kernels

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minedit.attention.inside import Gate, Seen, Split
+from minedit.attention.tap import Tap
 from minedit.config import MineditError
 
 
@@ -202,3 +203,5 @@ class Attn:
     rules: Mapping[str, Rule] = field(default_factory=dict)  # by site name
     watch: Mapping[str, bool] = field(default_factory=dict)  # sites that fill `seen`, and whether with columns
     seen: dict[str, Seen] = field(default_factory=dict)  # filled by the watched layers
+    tap: Tap | None = None  # what looks at this step, or changes it; see record/
+    rows: Mapping[int, int] | None = None  # for it: where each row of the run stands in the batch; None: as in the run

@@ -15,6 +15,9 @@ steering.py  a ControlNet and its hint
 generate.py  a verb each, from here on
 edit.py
 compare.py
+evaluate.py
+maps.py
+sweeps.py
 train.py
 judge.py
 compiled.py
@@ -72,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     if argv[:1] and argv[0] in options.ELSEWHERE:
+        if argv[0] in options.SWEEPS:
+            return importlib.import_module("minedit.cli.sweeps").main(argv) or 0
         return importlib.import_module(f"minedit.cli.{argv[0]}").main(argv[1:]) or 0
     args = origin.parse(argv)
     importlib.import_module(f"minedit.cli.{args.verb}").run(args)

@@ -17,8 +17,18 @@ from minedit.sampling.numbers import SEED, Numbers
 from minedit.settings import Setting, own_first, settings
 
 DTYPES = ("float32", "float16", "bfloat16")
+SWEEPS = {  # verb → what an edit is drawn without, in turn
+    "ablate-heads": "draw an edit without each head of cross-attention in turn",
+    "ablate-layers": "draw an edit without each attention layer in turn",
+    "ablate-words": "draw an edit without each word of the target in turn",
+    "ablate-steps": "draw an edit without guidance at each step in turn",
+    "swap": "draw an edit with each layer's output of the source in turn",
+}
 ELSEWHERE = {  # verbs that read their own arguments
     "compare": "draw one edit by several methods, side by side",
+    "evaluate": "measure methods on a benchmark",
+    "maps": "show where words look, over the picture",
+    **SWEEPS,
     "train": "train the parts of the embedded model",
     "judge": "measure what the embedded model draws",
     "kernels": "check and time attention functions, your own too",

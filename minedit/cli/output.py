@@ -210,9 +210,16 @@ def _numbered(folder: Path) -> Iterator[int]:
 
 
 def write(
-    folder: Path, name: str, pictures: dict, settings: dict, found: dict, seconds: float, said: tuple = ()
+    folder: Path,
+    name: str,
+    pictures: dict,
+    settings: dict,
+    found: dict,
+    seconds: float,
+    said: tuple = (),
+    csv: str = "",
 ) -> None:
-    """Pictures and a JSON of one run, their names a number and `name`; says what was noted and written.
+    """Pictures, a JSON and maybe a CSV of one run, their names a number and `name`; says what was noted and written.
 
     said: notes that were printed before. The JSON comes last: where it stands, the run is complete.
     """
@@ -226,6 +233,9 @@ def write(
         files = {kind: folder / f"{number:04d}-{name}{kind}.png" for kind in pictures}
         for kind, path in files.items():
             image.save(path, pictures[kind], settings)
+        if csv:
+            files = {"csv": folder / f"{number:04d}-{name}{settings['verb']}.csv", **files}
+            image.write_whole(files["csv"], lambda part: part.write_text(csv, encoding="utf-8"))
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         record = {**settings, **found, "seconds": round(seconds, 2), "versions": versions}
         record["files"] = {kind: path.name for kind, path in files.items()}

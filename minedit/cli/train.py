@@ -47,8 +47,9 @@ def main(argv: list[str]) -> int:
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser("minedit train", description=__doc__, formatter_class=Formatter)
-    stages = "in this order, of which assemble writes the checkpoint; instruct: its variant that follows instructions"
-    parser.add_argument("stage", choices=(*STAGES, "instruct", "all"), help=stages)
+    stages = "in this order, of which assemble writes the checkpoint; instruct: its variant that follows instructions; "
+    stages += "clip: a CLIP to measure edits by"
+    parser.add_argument("stage", choices=(*STAGES, "instruct", "clip", "all"), help=stages)
     parser.add_argument("--steps", type=number(int, 1, 10**9), help=f"optimiser steps; by stage if not given: {STEPS}")
     scenes = number(int, FEWEST, 10**9)
     parser.add_argument("--scenes", type=scenes, default=24000, help="training scenes to draw, 49 kB each on disk")

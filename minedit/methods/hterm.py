@@ -64,7 +64,7 @@ def noises(model: Model, latents: Tensor, t: int, attn: Attn, context: Tensor, d
     attn, context: of a pair's four rows, as is what layers report.
     """
     rules = {name: rule.moved(dict(enumerate(PAIR)), len(TEXTS)) for name, rule in attn.rules.items()}
-    inner = replace(attn, rules=rules, seen={})
+    inner = replace(attn, rules=rules, seen={}, rows=dict(enumerate(PAIR)))
     rows = needed(rules, [*drawn], {SOURCE} if attn.watch else set())
     eps = few(model, torch.cat([latents, latents[1:]]), t, inner, context[TEXTS], {row: row for row in rows})
     attn.seen.update({name: seen.of(PAIR) for name, seen in inner.seen.items()})

@@ -10,7 +10,7 @@ neither. No attention is edited.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from minedit.config import MineditError
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minedit.attention.rules import Attn
+
+
+ROWS = {0: 2, 1: 0}  # of a picture's two, without text and with it, among the three
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class InstructPix2PixConfig(Settings):
             shown = torch.cat([photo, photo, torch.zeros_like(photo)])
             batch = torch.cat([latents.expand(3, -1, -1, -1), shown], dim=1).to(model.dtype)  # [3, 8, h, w]
             times = torch.full((3,), t, device=latents.device)
-            eps = model.unet(batch, times, context[[1, 0, 0]], attn).float()  # of context: without text, with it
+            texts = context[[1, 0, 0]]  # of context: without text, with it
+            eps = model.unet(batch, times, texts, replace(attn, rows=ROWS)).float()
             full, image, neither = eps.chunk(3)
             return three_way(neither, image, full, job.run.guidance, self.image_guidance)
 

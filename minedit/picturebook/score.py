@@ -7,6 +7,7 @@ is what the renderer's counterfactual shows unchanged (`shown`): of two big appl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -89,6 +90,11 @@ def mean(values: Sequence[float | None], seed: int = 0) -> tuple[float, float, f
     found = np.array([value for value in values if value is not None], dtype=float)
     if not len(found):
         return float("nan"), float("nan"), float("nan"), 0
-    again = np.random.default_rng(seed).integers(len(found), size=(DRAWN, len(found)))
-    low, high = np.percentile(found[again].mean(axis=1), (2.5, 97.5))
+    low, high = np.percentile(found[_again(len(found), seed)].mean(axis=1), (2.5, 97.5))
     return found.mean().item(), low.item(), high.item(), len(found)
+
+
+@lru_cache(maxsize=16)
+def _again(count: int, seed: int) -> np.ndarray:
+    """Which of so many values each resampling of the bootstrap draws."""
+    return np.random.default_rng(seed).integers(count, size=(DRAWN, count))

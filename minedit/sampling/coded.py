@@ -6,6 +6,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from minedit.attention.tap import tap_of
 from minedit.config import MineditError
 from minedit.image import to_pil, to_tensor
 from minedit.stack.model import Model
@@ -37,6 +38,8 @@ def encode(model: Model, image: Image) -> Tensor:
     """
     model.check_files()
     pixels = to_tensor(image).to(model.device)
+    if (tap := tap_of(model.unet)) is not None:
+        tap.photo(tuple(side // model.config.vae.factor for side in pixels.shape[2:]))
     moments = model.vae.encode(pixels.to(model.dtype))
     if model.dtype != torch.float32 and not moments.isfinite().all():
         moments = copy.deepcopy(model.vae).float().encode(pixels)

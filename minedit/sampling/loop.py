@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minedit.attention.rules import Attn, Rule, Seen
+from minedit.attention.tap import Begun, Tap, tap_of
 from minedit.config import MineditError
 from minedit.sampling import ddim, lcm
 from minedit.sampling.coded import overflow
@@ -76,6 +77,7 @@ def sample(
     first: int = 0,
     after: Callable[[Step], Tensor | None] | None = None,
     predict: Predict | None = None,
+    tap: Tap | None = None,
 ) -> Iterator[Step]:
     """Denoise.
 
@@ -94,6 +96,7 @@ def sample(
         first: the step to begin at; `latents` are those before it.
         after: sees each step; the latents it returns, if any, take the place of the step's.
         predict: what predicts noise, in place of `guided`.
+        tap: what looks at this run, or changes it (record/); None: nothing does.
 
     Raises:
         MineditError: the latents became NaN or infinite; it names the first step where they did.
@@ -107,12 +110,17 @@ def sample(
     consistent = model.config.unet.guidance_dim > 0
     draw = _step_noise(seeds, latents) if eta > 0 or consistent else lambda: None
     predict = predict or (lcm.conditional if consistent else guided)(model, guidance)
-    context = context.to(model.dtype)
+    context = context.to(model.dtype) if tap is None else tap.value("text", context.to(model.dtype))
     latents, largest = latents.float(), []
     for index, (t, t_prev) in list(enumerate((lcm if consistent else ddim).schedule(steps)))[first:]:
         watch = observe(index) if observe else {}
         attn = Attn(attend=model.attend, rules=rules(index) if rules else {}, watch=watch, seen={})
+        if tap is not None:
+            attn = replace(attn, tap=tap if tap.step(index, t) else None)
+            latents = tap.value("x_t", latents)
         eps = predict(latents, index, t, attn, context)
+        if tap is not None:
+            eps = _tapped(tap, latents, eps, t)
         if consistent:
             latents, x0 = lcm.step(latents, eps, t, t_prev, draw())
         else:
@@ -139,6 +147,18 @@ def guided(model: Model, guidance: float) -> Predict:
         return two_way(*model.unet(batch, times, context, attn).float().chunk(2), guidance)
 
     return predict
+
+
+def _tapped(tap: Tap, latents: Tensor, eps: Tensor, t: int) -> Tensor:
+    """The guided noise as a tap leaves it, which may also change the clean latents that it implies."""
+    eps = tap.value("eps", eps)
+    x0 = ddim.predict_x0(latents, eps, t)
+    changed = tap.value("x0", x0)
+    a = ddim.alpha(t)
+    if changed is x0:
+        return eps
+    moved = (changed != x0).flatten(1).any(1).view(-1, 1, 1, 1)
+    return torch.where(moved, (latents - a**0.5 * changed) / (1 - a) ** 0.5, eps)
 
 
 def _step_noise(seeds: Sequence[int], latents: Tensor) -> Callable[[], Tensor]:
@@ -202,11 +222,13 @@ class Run(Numbers):
         first: int = 0,
         after: Callable[[Step], Tensor | None] | None = None,
         predict: Predict | None = None,
+        named: Sequence[str] = (),
     ) -> Iterator[Step]:
         """Sample the prompts from the noise of their seeds, without gradients, and call `tick` after each step.
 
-        begin: latents, a row or one each, in place of that noise. The rest as in `sample`; `after` is called outside of
-        inference mode.
+        begin: latents, a row or one each, in place of that noise. named: the rows' names, where the run draws what is
+        given back: a tap looks at such runs alone. The rest as in `sample`; `after` is called outside of inference
+        mode.
         Raises MineditError where height or width is no whole number of latents, and for a model that wants more than
         noise and text where nothing else predicts.
         """
@@ -219,7 +241,11 @@ class Run(Numbers):
             lcm.refuse(sd, "eta" if self.eta else "this method")
         self.fits(sd, len(seeds))
         latents = start(sd, seeds, self.height, self.width) if begin is None else begin.expand(len(seeds), -1, -1, -1)
-        hooks = first, torch.inference_mode(False)(after) if after else None, predict
+        tap = tap_of(sd.unet) if named else None
+        if tap is not None:
+            steps = range(first, self.steps)
+            tap.begin(Begun(tuple(named), tuple(prompts), self.negative_prompt, steps, tuple(latents.shape[2:])))
+        hooks = first, torch.inference_mode(False)(after) if after else None, predict, tap
         rows = context(sd, prompts, self.negative_prompt)
         numbers = self.steps, self.guidance, rules, observe, self.eta, seeds
         for step in sample(sd, latents, rows, *numbers, *hooks):

@@ -30,6 +30,9 @@ def few(
     rows, count = sorted({*by.values()}), 2 * len(latents)
     to = {row: rows.index(at) for row, at in by.items()}
     inner = replace(attn, rules={name: rule.moved(to, len(rows)) for name, rule in attn.rules.items()}, seen={})
+    if attn.tap is not None:
+        asked = dict(enumerate(range(count))) if attn.rows is None else attn.rows
+        inner = replace(inner, rows={row: to[at] for row, at in asked.items() if at in to})
     batch = torch.cat([latents, latents])[rows].to(model.dtype)
     times = torch.tensor([[t, *told]] if told else [t], device=latents.device).expand(len(rows), *[-1] * bool(told))
     found, places = model.unet(batch, times, context[rows], inner).float(), [*to.values()]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minedit.attention.rules import Attn, Edit, Gate, Rule, Seen, Split
+from minedit.attention.tap import any_held
 from minedit.config import MineditError
 
 LIMIT = 16  # recordings kept; an edit makes four to eight
@@ -78,6 +79,8 @@ class Repeated:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
+        if any_held():
+            return self.forward(x)
         key = x.shape, x.dtype, x.device
         if key not in self.made:
             self.made[key] = self._recorded(x)
@@ -114,6 +117,9 @@ class Recorded:
         self, x: Tensor, t: Tensor, context: Tensor, attn: Attn | None = None, residuals: list[Tensor] | None = None
     ) -> Tensor:
         attn, residuals = attn or Attn(), residuals or []
+        if attn.tap is not None:  # looks at what no replay shows, or changes it
+            with searched():
+                return self.forward(x, t, context, attn, residuals)
         kind, tensors = taken_apart(attn.rules)
         given = [x, t, context, *residuals, *tensors]
         asked, shapes = tuple(attn.watch.items()), tuple((g.shape, g.dtype) for g in given)

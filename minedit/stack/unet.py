@@ -49,6 +49,8 @@ class CrossAttention(nn.Module):
         if rule is not None:
             rule = rule.resolve(x, attn.seen, self.weights)
         attend = attn.attend or sdpa
+        if attn.tap is not None:
+            attend = attn.tap.attend(self.site, attn)
         wanted = attn.watch.get(self.site.name)
         out, columns = attend(q, k, v, rule, columns=True) if wanted else (attend(q, k, v, rule), None)
         if out.shape != q.shape or out.dtype != q.dtype:

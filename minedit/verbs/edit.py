@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from minedit.attention.tap import Begun, tap_of
 from minedit.config import MineditError, shown
-from minedit.inversion.choose import INVERSIONS, inversion_settings
+from minedit.inversion.choose import INVERSIONS, inversion_settings, name_of
+from minedit.methods.blending import Blending
 from minedit.methods.choose import DEFAULT, METHODS, method_settings
 from minedit.sampling.coded import pictures
-from minedit.sampling.loop import Progress, Run, Ticks
+from minedit.sampling.loop import Progress, Run, Ticks, start
 from minedit.sampling.numbers import SEED
 from minedit.sampling.together import joins, together
 from minedit.sampling.way import Job, Way
@@ -22,7 +25,7 @@ from minedit.stack.model import Model
 from minedit.stack.tokens import align
 from minedit.verbs.asked import OnStep, check_model, check_reads, read_photo, read_prompt
 from minedit.verbs.counted import counted
-from minedit.verbs.results import EditResult, change, reading, record, redrawn, unsaid
+from minedit.verbs.results import Again, EditResult, change, reading, record, redrawn, unsaid
 from minedit.verbs.steered import steered
 
 
@@ -34,6 +37,11 @@ class Wanted:
     method: str
     chosen: Settings
     inverse: Settings | None  # the photograph's inversion
+
+    def said(self) -> dict[str, object]:
+        """The settings, as arguments of `edit`."""
+        inverse = {"inversion": name_of(self.inverse), **asdict(self.inverse)} if self.inverse else {}
+        return {"settings": self.chosen, **inverse}
 
 
 def edit(sd: Model, source: str, target: str, method: str = DEFAULT, **more: object) -> EditResult:
@@ -102,12 +110,28 @@ def edits(
     for each in wanted:
         check_reads(sd, each.method, each.chosen, image is not None)
     run, seed = Run(steps, guidance, eta, height, width, negative_prompt), SEED.check("seed", seed)
+    alike = {
+        "seed": seed,
+        **asdict(run),
+        "image": image,
+        "control": control,
+        "hint": hint,
+        "control_scale": control_scale,
+    }
+    again = [Again(sd, partial(edit, sd, source, each.target, each.method, **each.said(), **alike)) for each in wanted]
     photo, run = read_photo(sd, image, run) if image is not None else (None, run)
     sd, run, steer = steered(sd, run, control, hint, control_scale, shape=photo is None)
     prompt, tick = read_prompt(sd, source, empty=photo is not None), Ticks(progress, run.steps)
     aims = [read_prompt(sd, each.target) for each in wanted]
     shared = {"photo": photo, "methods": METHODS, "inversions": INVERSIONS, "drawn": {}}
     jobs = [Job(sd, prompt, aim, align(prompt, aim), seed, run, tick, **shared) for aim in aims]
+    tap = tap_of(sd.unet)
+    if tap is not None and photo is None and all(_beside(each, job) for each, job in zip(wanted, jobs, strict=True)):
+        prompts, sides = (
+            (source, *(each.target for each in wanted)),
+            tuple(start(sd, [seed], run.height, run.width).shape[2:]),
+        )
+        tap.foresee(Begun(_named(len(prompts), True), prompts, negative_prompt, range(steps), sides))
     with counted(sd.unet) as rows:
         inverses = dict.fromkeys(each.inverse for each in wanted if each.inverse)
         found = {each: each.prepare(jobs[0]) for each in inverses}  # of the photograph and its prompt alone
@@ -119,7 +143,8 @@ def edits(
         for batch, members in batches:
             prompts = batch.prompts or (source, *(wanted[at].target for at in members))
             hooks = batch.rules, batch.watch, batch.start, batch.first, batch.after, batch.predict
-            for step in run(sd, prompts, [seed] * len(prompts), tick, *hooks):
+            named = _named(len(prompts), drawn=batch.source is None)
+            for step in run(sd, prompts, [seed] * len(prompts), tick, *hooks, named=named):
                 latents = step.latents
                 if on_step:
                     on_step(step)
@@ -143,8 +168,23 @@ def edits(
                     seconds=time.perf_counter() - began,
                     rows=sum(rows),
                     statistics=told.statistics,
+                    again=again[at],
                 )
     return [results[at] for at in range(len(wanted))]
+
+
+def _beside(wanted: Wanted, job: Job) -> bool:
+    """Whether it is known before anything is computed that source and target are drawn, at all steps."""
+    return (
+        isinstance(wanted.chosen, Blending) and getattr(wanted.chosen, "inverts", True) and not job.alignment.identical
+    )
+
+
+def _named(count: int, drawn: bool) -> tuple[str, ...]:
+    """Names of the rows of a batch. drawn: whether the source is one of them."""
+    targets = count - drawn
+    names = ("target",) if targets == 1 else tuple(f"target{at}" for at in range(1, targets + 1))
+    return ("source", *names) if drawn else names
 
 
 def _wanted(

@@ -1,6 +1,7 @@
 """`generate`: prompts → pictures."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from PIL.Image import Image
 
@@ -11,7 +12,7 @@ from minedit.sampling.numbers import SEED
 from minedit.stack.control import ControlNet
 from minedit.stack.model import Model
 from minedit.verbs.asked import OnStep, check_model, read_prompt
-from minedit.verbs.results import Generated, reading
+from minedit.verbs.results import Again, Generated, reading
 from minedit.verbs.steered import steered
 
 
@@ -61,15 +62,19 @@ def generate(
         prompts = prompts * len(seeds)
     if not prompts or len(seeds) != len(prompts):
         raise MineditError(f"{len(prompts)} prompts and {len(seeds)} seeds; expected one seed for all, or one each")
-    run = Run(steps, guidance, eta, height, width, negative_prompt)
+    numbers = steps, guidance, eta, height, width, negative_prompt
+    again = Again(sd, partial(generate, sd, prompts, seeds, *numbers, control, hint, control_scale))
+    run = Run(*numbers)
     for prompt in prompts:
         read_prompt(sd, prompt)
     seeds = [SEED.check("seed", each) for each in seeds]
     sd, run, _ = steered(sd, run, control, hint, control_scale)
-    for step in run(sd, prompts, seeds, Ticks(progress, run.steps)):
+    named = [str(at) for at in range(len(prompts))]
+    for step in run(sd, prompts, seeds, Ticks(progress, run.steps), named=named):
         latents = step.latents
         if on_step:
             on_step(step)
     latents = latents.cpu() / sd.config.latent_scale
     images, notes = pictures(sd, latents)
-    return Generated(images, latents, (*reading(sd, [sd.tokenizer.encode(prompt) for prompt in prompts]), *notes))
+    notes = (*reading(sd, [sd.tokenizer.encode(prompt) for prompt in prompts]), *notes)
+    return Generated(images, latents, notes, again)

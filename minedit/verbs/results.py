@@ -1,7 +1,7 @@
 """What the verbs give back: pictures, how they were made, and what a reader should know of them."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 
 from PIL.Image import Image
 from torch import Tensor
@@ -20,11 +20,23 @@ from minedit.stack.tokens import Prompt, foreign
 LITTLE, MUCH = 0.5, 45
 
 
+@dataclass(frozen=True, eq=False)
+class Again:
+    """How a result is drawn again, for what is to be looked at meanwhile (record/). No file keeps it."""
+
+    sd: Model | None = None
+    draw: Callable[[], object] | None = None
+
+    def __reduce__(self) -> tuple:
+        return Again, ()
+
+
 @dataclass(frozen=True)
 class Generated:
     images: list[Image]
     latents: Tensor  # [B, 4, h, w] float32 on the CPU, what the VAE decodes
     notes: tuple[str, ...] = ()  # what a reader should know of how they were made, a sentence each
+    again: Again = field(default=Again(), repr=False, compare=False)
 
     def __repr__(self) -> str:
         sizes = " ".join(dict.fromkeys("{} x {}".format(*image.size) for image in self.images))
@@ -43,6 +55,7 @@ class EditResult:
     seconds: float  # since the call began, as are the rows
     rows: int  # of the UNet, forward, in all passes
     statistics: object  # what the method measured, such as `wordmaps.Statistics`; None where it needs none
+    again: Again = field(default=Again(), repr=False, compare=False)
 
     def __repr__(self) -> str:
         said = (f"{self.settings[name]!r:.60}" for name in ("source", "target"))

@@ -17,7 +17,7 @@ from minedit.picturebook.training.fit import Training, fingerprint
 from minedit.picturebook.training.stages import FEWEST, STEPS
 from minedit.picturebook.training.train_instruct import pairs, train_instruct, widened, write_variant
 from minedit.picturebook.training.train_judge import load_judge, save_judge, train_judge
-from minedit.picturebook.training.train_text import clip_model, train_text
+from minedit.picturebook.training.train_text import clip_model, train_text, write_clip
 from minedit.picturebook.training.train_unet import cached_latents, train_unet
 from minedit.picturebook.training.train_vae import train_vae
 from minedit.picturebook.training.workers import first_worker_first, worker
@@ -59,6 +59,10 @@ def train(stage: str, config: Config, args: argparse.Namespace) -> None:
         _keep(train_vae(config, seen, run, begun=begun and begun.vae), run.folder)
     elif stage == "text":
         _keep(train_text(config, tokenizer(config), seen, unseen, run), run.folder)
+    elif stage == "clip":
+        clip = train_text(replace(config, text=replace(config.text, layers=2)), tokenizer(config), seen, unseen, run)
+        if worker() == 0:
+            write_clip(clip, run.folder / "picturebook-clip")
     else:
         with first_worker_first():
             kept = Drawings(data, max(FEWEST, args.scenes // 2), size, run.seed + 1, unseen=True)

@@ -4,7 +4,10 @@ The tower is causal, as Stable Diffusion's is: word states stay local, and so do
 them. Trained contrastively here, it goes on learning with the UNet. The whole CLIP tells how well text and picture fit.
 """
 
+import json
 import random
+import shutil
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from minedit.config import Config
+from minedit.files.checkpoint import weights_folder
 from minedit.picturebook.training.fit import Training, fit
 from minedit.picturebook.world.captions import caption
 from minedit.picturebook.world.dataset import Drawings
@@ -94,3 +98,15 @@ def train_text(
         return {f"recall_at_1_of_{PROBE}": found.eq(torch.arange(PROBE, device=found.device)).float().mean().item()}
 
     return fit("text", model, loss, run, peak=1e-3, weight_decay=0.05, evaluate=evaluate)
+
+
+def write_clip(model: CLIPModel, folder: Path) -> None:
+    """A folder as transformers has them, in float16: metrics/clip.py reads it, as any other."""
+    model.half().save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copyfile(weights_folder() / "tokenizer-picturebook" / name, folder / name)
+    side = model.config.vision_config.image_size
+    colours = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # pictures in [-1,1]
+    told = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": side}, **colours}
+    told["crop_size"] = {"height": side, "width": side}
+    (folder / "preprocessor_config.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

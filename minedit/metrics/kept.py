@@ -1,0 +1,84 @@
+"""Rows that stay: a line of JSON for each edit that was measured. A run that was killed goes on behind the last.
+
+What was being written when it was killed, a last line without an end, is cut off and made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from minedit.config import MineditError, foreign_json, shown
+
+Row = dict[str, object]
+Key = tuple[str, str]  # method, as it was asked for, and the edit's id
+
+
+class Rows:
+    """The rows of a file that were made in the same circumstances (model, steps ...); further ones are appended."""
+
+    def __init__(self, file: BinaryIO, told: Mapping[str, object]) -> None:
+        self.file, self.told = file, json.loads(json.dumps(told))
+        self.found: dict[Key, Row] = {}
+
+    def add(self, row: Row) -> None:
+        """Written at once, whole."""
+        row = self.told | row
+        self.file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        self.file.flush()
+        self.keep(row)
+
+    def keep(self, row: Row) -> None:
+        if self.told.items() <= row.items():
+            self.found[str(row["method"]), str(row["id"])] = row
+
+    def of(self, key: Key, same: Mapping[str, object]) -> Row | None:
+        """The row of a method and an edit, if that had these prompts and seed."""
+        row = self.found.get(key)
+        return row if row and same.items() <= row.items() else None
+
+
+@contextmanager
+def rows(path: Path, told: Mapping[str, object]) -> Iterator[Rows]:
+    """told: the circumstances that a row must have been made in. Raises MineditError for a file that holds no rows.
+
+    No two runs may write into one file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    except OSError as error:
+        raise MineditError(f"cannot write {shown(path, 300)} ({error.strerror}); choose another --out") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MineditError(
+                f"another run writes {shown(path, 300)}; wait for it, or choose another --out"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        found = Rows(file, told)
+        file.seek(0)
+        whole = file.read()
+        end = whole.rfind(b"\n") + 1
+        for at, line in enumerate(whole[:end].splitlines(), 1):
+            with suppress(UnicodeDecodeError):
+                found.keep(_row(line.decode(), path, at))
+        file.truncate(end)
+        yield found
+
+
+def _row(line: str, path: Path, at: int) -> Row:
+    try:
+        row = foreign_json(line)
+        if not isinstance(row, dict) or not {"method", "id"} <= row.keys():
+            raise ValueError("it is no row of an evaluation")
+    except ValueError as error:
+        fault = f"{shown(path, 300)} line {at} cannot be read ({shown(error)})"
+        raise MineditError(f"{fault}; expected what minedit evaluate writes; choose another --out") from error
+    return row
