@@ -71,6 +71,19 @@ def one_buffer():
     return attend
 
 
+def twice():
+    """Serves a call without columns and one with them."""
+    calls = []
+
+    def attend(q, k, v, rule=None, columns=False):
+        calls.append(columns)
+        if len(calls) > 2:
+            raise RuntimeError("no buffer is left")
+        return eager(q, k, v, rule, columns)
+
+    return attend
+
+
 def beside(q, k, v, rule=None, columns=False):
     """Clears the number behind q's last."""
     behind = q.storage_offset() + sum((n - 1) * s for n, s in zip(q.shape, q.stride(), strict=True)) + 1
@@ -181,6 +194,7 @@ FALLEN = {  # what is tried: shape's note, rule, what the report must say
         "wrong once q, k, v and the rule are written anew: it keeps some of their numbers",
     ),
     "one_buffer": (one_buffer(), "", "dps", "its next call writes into the result of this one"),
+    "twice": (twice(), "", "dps", "called again it raised RuntimeError: no buffer is left .at test_traps.py:"),
     "beside": (beside, "NaN around", "plain", "it writes into the memory around the q that it was given"),
     "handed_back": (handed_back, "one token", "plain", "out shares its memory with v"),
     "expanded": (expanded, "rows are one", "plain", "columns is expanded: several of its numbers are one place"),

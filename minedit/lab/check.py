@@ -128,8 +128,12 @@ def judge(attend: Attend, case: Case, expected: tuple[Answer, ...], explain: boo
     error = max(error for _, _, answer, error in compared if answer.name == "out")
     if case.shape.N * case.shape.T <= SECOND:
         truth = expected[0].values, expected[0].limit
-        with suppress(MineditError):
+        try:
             fault = kept(attend, given, rule, found, *truth) or late(attend, case, *truth)
+        except Exception as again:
+            return Verdict(
+                "wrong", report=(f"called again it raised {_told(again)}",), fatal="CUDA error" in str(again)
+            )
     if fault:
         return Verdict("wrong", error, expected[0].eager_error, (fault,))
     return Verdict("right", error, expected[0].eager_error, first_ms=first_ms)
@@ -144,7 +148,7 @@ def _called(attend: Attend, *inputs: Tensor | Rule | None, **asked: bool) -> obj
 
 def _told(error: Exception) -> str:
     """An exception in one line, with the line of the function under test."""
-    ours = (__file__, choose.__file__, str(Path(__file__).with_name("bounds.py")))
+    ours = (choose.__file__, *(str(Path(__file__).with_name(name)) for name in ("check.py", "manners.py", "bounds.py")))
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in ours]
     where = f" (at {Path(own[0].filename).name}:{own[0].lineno})" if own else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}"

@@ -88,9 +88,10 @@ def graph(work: Work, device: torch.device, repeats: int | None, limit: float) -
         return None
     side, made = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
     with suppress(RuntimeError):  # it waits for the GPU, or reads a number back
+        torch.cuda.synchronize(device)
         with torch.cuda.stream(side):
             work()
-        torch.cuda.current_stream(device).wait_stream(side)
+        torch.cuda.synchronize(device)
         with torch.cuda.graph(made):
             for _ in range(CALLS):
                 work()
