@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from minedit import cli
-from minedit.attention.choose import backend
+from minedit.attention.choose import _module, backend
 from minedit.attention.eager import eager
 from minedit.attention.sdpa import sdpa
 from minedit.config import MineditError
@@ -325,7 +325,8 @@ def test_an_access_beyond_the_tensors_is_found(overrun, capsys):
     command = ["kernels", "check", "--quick", "--bounds", "--rules", "plain", "--dtype", "float32", "--attention"]
     assert cli.main([*command, f"{overrun}:reads"]) == 1
     beyond = "loads 192 of 512 numbers beyond the launch's tensors, one of them 4 bytes behind x"
-    assert f"it raised OutOfBounds: overrun.py:8 {beyond}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"it raised OutOfBounds: overrun.py:8 {beyond}" in said
     (case,) = cases(SHAPE, ["plain"])
     for name, report in (
         ("right", ()),
@@ -339,6 +340,19 @@ def test_an_access_beyond_the_tensors_is_found(overrun, capsys):
     ):
         attend = bounds.watched(backend(f"{overrun}:{name}"))
         assert judge(attend, case, answers(case)).report == report
+
+
+def test_the_end_of_one_tensor_is_not_the_beginning_of_the_next(overrun):
+    """Input and result are neighbours in memory: what runs over the one would be read from the other."""
+    module, both = _module(overrun), bytearray(4096)
+    x, out = (torch.frombuffer(both, dtype=torch.float32, count=512, offset=offset)[:500] for offset in (0, 2000))
+
+    def attend(*_: object) -> torch.Tensor:
+        module.copy[(1,)](x, out, 500, True, False, 512)
+        return out
+
+    with pytest.raises(bounds.OutOfBounds, match="loads 12 of 512 numbers .* 4 bytes behind x"):
+        bounds.watched(attend)()
 
 
 def test_the_kernels_stay_within_their_tensors(overrun):

@@ -1,8 +1,9 @@
 """Does a Triton kernel read or write beyond its tensors? Watched in Triton's interpreter, address by address.
 
 An address that is not masked away must lie between the first and the last number of one of the launch's tensors: the
-view that was handed over, not the memory that it is cut out of. On a GPU such an access reads what lies there, unseen,
-or ends the process. A number of a view's gaps, which belongs to nobody, passes.
+view that was handed over, not the memory that it is cut out of. So that one's end is not another's beginning, a launch
+works on copies that lie apart. On a GPU such an access reads what lies there, unseen, or ends the process. What passes:
+the gaps of a view, and its neighbour in the same memory.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
 import triton
 from torch import Tensor
 from triton.runtime import interpreter
 
 from minedit.attention.rules import Attend
 from minedit.config import MineditError
+from minedit.lab.traps import memory
 
+GUARD = 2**20  # bytes before and behind each tensor's memory
 NAMES = {  # of the interpreter's doors to memory: where they have their mask
     "create_masked_load": ("loads", 1),
     "create_masked_store": ("stores", 2),
@@ -62,15 +66,23 @@ def _watching() -> Iterator[list[str]]:
     """Launches are watched; what is found is in the list."""
     faults: list[str] = []
     spans: list[tuple[int, int, str]] = []  # first byte, byte behind the last, name: of the launch's tensors
-    begin = interpreter.GridExecutor._init_args_hst
+    begin, end = interpreter.GridExecutor._init_args_hst, interpreter.GridExecutor._restore_args_dev
+    copies: dict[int, tuple[Tensor, Tensor]] = {}  # by address: bytes, and their copy between two GUARDs
+    host: list = []  # the arguments on the host, which are copied
 
     def launched(self: interpreter.GridExecutor, args: tuple, kwargs: dict) -> tuple[list, dict]:
-        """As they are on the host, where the interpreter works."""
-        placed, named = begin(self, args, kwargs)
-        spans[:] = [
-            span for name, x in [*zip(self.arg_names, placed, strict=False), *named.items()] for span in _spans(name, x)
-        ]
+        placed, named = host[:] = begin(self, args, kwargs)
+        copies.clear()
+        placed = [_apart(x, copies) for x in placed]
+        named = {name: _apart(x, copies) for name, x in named.items()}
+        given = [*zip(self.arg_names, placed, strict=False), *named.items()]
+        spans[:] = [span for name, x in given for span in _spans(name, x)]
         return placed, named
+
+    def returned(self: interpreter.GridExecutor, args: tuple, placed: list, kwargs: dict, named: dict) -> None:
+        for own, copy in copies.values():
+            own.copy_(copy[GUARD : GUARD + len(own)])
+        end(self, args, host[0], kwargs, host[1])
 
     def door(name: str) -> object:
         what, at = NAMES[name]
@@ -86,9 +98,24 @@ def _watching() -> Iterator[list[str]]:
         return call
 
     doors = {name: door(name) for name in NAMES}
-    with mock.patch.object(interpreter.GridExecutor, "_init_args_hst", launched):
+    with mock.patch.multiple(interpreter.GridExecutor, _init_args_hst=launched, _restore_args_dev=returned):
         with mock.patch.multiple(interpreter.InterpreterBuilder, **doors):
             yield faults
+
+
+def _apart(x: object, copies: dict[int, tuple[Tensor, Tensor]]) -> object:
+    """A tensor in a copy of its memory, tensors that share it in one copy; what is no tensor as it is."""
+    if not isinstance(x, Tensor):
+        return x
+    storage = x.untyped_storage()
+    if storage.data_ptr() not in copies:
+        own = memory(x)
+        copy = torch.empty(len(own) + 2 * GUARD, dtype=torch.uint8)
+        copy[GUARD : GUARD + len(own)] = own
+        copies[storage.data_ptr()] = own, copy
+    place = copies[storage.data_ptr()][1].untyped_storage()
+    offset = GUARD // x.element_size() + x.storage_offset()
+    return torch.empty(0, dtype=x.dtype).set_(place, offset, x.shape, x.stride())
 
 
 def _spans(name: str, x: object) -> Iterator[tuple[int, int, str]]:
