@@ -543,6 +543,19 @@ def test_memory_by_hand():
     assert clock.peak(work, torch.device("cpu")) == pytest.approx(96 * 1024, abs=256)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_graph_is_timed_where_one_can_be_recorded():
+    x, gpu = torch.ones(2**20, device="cuda"), torch.device("cuda")
+    took = clock.graph(lambda: x * 2, gpu, 5, 1)
+    assert took.runs == 5 and 0 < took.median < clock.warm(lambda: x * 2, gpu, 5, 1).median * 1.5
+    assert clock.graph(lambda: x.sum().item(), gpu, 5, 1) is None and (x * 2).sum().item() == 2**21
+    assert clock.peak(lambda: x * 2, gpu) == 2**22
+
+
+def test_without_a_gpu_there_is_no_graph():
+    assert clock.graph(lambda: 1, torch.device("cpu"), 1, 0) is None
+
+
 def test_a_cold_cache_is_slower():
     """The sum of 8 MiB, which lie in the last-level cache until something larger is written."""
     x, cpu = torch.ones(2**21), torch.device("cpu")
