@@ -31,7 +31,7 @@ lint: $(VENV)/installed ## ruff, its formatter, the import direction, the notebo
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_notebooks.py
 
 kernels: $(VENV)/installed ## compile the fused kernel for GPUs, here or not: registers, shared memory, spills
-	$(BIN)/python tests/compile_kernels.py $(ARGS)
+	$(BIN)/minedit kernels compiled --target sm_80,sm_90 --dtype float16,bfloat16,float32 $(ARGS)
 
 parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
 	COMPVIS="$(COMPVIS)" P2P="$(P2P)" FLOWEDIT="$(FLOWEDIT)" HEDIT="$(HEDIT)" MASACTRL="$(MASACTRL)" FREEPROMPT="$(FREEPROMPT)" \

@@ -20,6 +20,8 @@ maps.py
 sweeps.py
 train.py
 judge.py
+compiled.py
+roofline.py
 kernels.py
 words.py
 fetch.py
