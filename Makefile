@@ -34,7 +34,7 @@ browser: $(VENV)/installed ## the page of `minedit xray` in a Chromium that is h
 	$(BIN)/python -m pytest -q tests/test_browser.py $(ARGS)
 
 kernels: $(VENV)/installed ## compile the fused kernel for GPUs, here or not: registers, shared memory, spills
-	$(BIN)/python tests/compile_kernels.py $(ARGS)
+	$(BIN)/minedit kernels compiled --target sm_80,sm_90 --dtype float16,bfloat16,float32 $(ARGS)
 
 parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
 	COMPVIS="$(COMPVIS)" P2P="$(P2P)" FLOWEDIT="$(FLOWEDIT)" HEDIT="$(HEDIT)" MASACTRL="$(MASACTRL)" FREEPROMPT="$(FREEPROMPT)" \
@@ -56,14 +56,14 @@ bench-load: $(VENV)-parity/installed ## time and memory of loading full-size fil
 	$(VENV)-parity/bin/python benchmarks/load.py $(ARGS)
 
 notebooks: $(VENV)/notebooks ## execute the notebooks; pages go to out/notebooks/
-	$(BIN)/python -m nbconvert --execute --to html --output-dir out/notebooks notebooks/*.ipynb
+	$(BIN)/python notebooks/execute.py --pages out/notebooks $(ARGS)
 
 notebook-outputs: $(VENV)/notebooks ## execute the notebooks and keep their outputs in them, small; says how long each took
 	$(BIN)/python notebooks/execute.py $(ARGS)
 
 lesson: $(VENV)/installed ## the first lesson, executed here, as a page in out/notebooks/; without jupyter, where to read it
 	@if $(BIN)/python -c "import nbconvert, ipykernel" 2>/dev/null; then \
-	  $(BIN)/python -m nbconvert --log-level WARN --execute --to html --output-dir out/notebooks notebooks/01-first-edit.ipynb \
+	  $(BIN)/python notebooks/execute.py --pages out/notebooks notebooks/01-first-edit.ipynb \
 	  && echo "open out/notebooks/01-first-edit.html; then notebooks/02-the-stack.ipynb"; \
 	else echo "read notebooks/01-first-edit.ipynb, pictures and all; to run it: make notebooks, which installs jupyter's tools"; fi
 

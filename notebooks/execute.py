@@ -1,16 +1,21 @@
 """Execute notebooks and keep their outputs in them, small; how long each took is printed, and how much of a processor.
 
-    python notebooks/execute.py [notebooks/02-the-stack.ipynb ...]      all of them, if none is named
+    python notebooks/execute.py [notebooks/02-the-stack.ipynb ...]                  all of them, if none is named
+    python notebooks/execute.py --pages out/notebooks [notebooks/02-the-stack.ipynb ...]
+
+With --pages they are left as they are, and pages are written there instead. As many threads compute as other programs
+leave cores: where they wait for one another spinning, two on a busy core take many times as long as one.
 
 Pictures are kept as the smaller of PNG and JPEG; what goes to stderr, counters and times are not kept. The code that
 the outputs are of is kept as a hash: tests/test_notebooks.py tells where a cell was changed and not executed since.
 """
 
+import argparse
 import base64
 import hashlib
 import io
+import os
 import resource
-import sys
 import time
 from pathlib import Path
 
@@ -57,8 +62,8 @@ def kept(outputs: list[dict]) -> list[dict]:
     return found
 
 
-def execute(path: Path) -> tuple[float, float]:
-    """Execute a notebook in its folder and write it back with its outputs: seconds, and seconds of processors."""
+def execute(path: Path, pages: Path | None) -> tuple[float, float]:
+    """Execute a notebook in its folder and write it back, or a page of it: seconds, and seconds of processors."""
     import nbformat  # of the notebooks' extra, which `code` does without
     from nbclient import NotebookClient
 
@@ -72,7 +77,14 @@ def execute(path: Path) -> tuple[float, float]:
             cell.outputs, cell.execution_count = nbformat.from_dict(kept(cell.outputs)), None
     named = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book.metadata = {"kernelspec": named, "language_info": {"name": "python"}, "outputs_of": code(book.cells)}
-    nbformat.write(book, path)
+    if pages is None:
+        nbformat.write(book, path)
+        return took
+    from nbconvert import HTMLExporter
+
+    pages.mkdir(parents=True, exist_ok=True)
+    text, _ = HTMLExporter().from_notebook_node(book, {"metadata": {"name": path.stem}})
+    (pages / f"{path.stem}.html").write_text(text, encoding="utf-8")
     return took
 
 
@@ -82,8 +94,25 @@ def processors() -> float:
     return ended.ru_utime + ended.ru_stime
 
 
+def spare_threads() -> None:
+    """Has kernels compute with as many threads as there are idle cores now, unless OMP_NUM_THREADS says how many."""
+    from minedit.speed import threads
+
+    before = threads.look()
+    time.sleep(1)
+    if before and "OMP_NUM_THREADS" not in os.environ:
+        cores = os.cpu_count() or 1
+        os.environ["OMP_NUM_THREADS"] = str(threads.free(cores, cores, threads.others(before, threads.look())))
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or sorted(map(str, HERE.glob("*.ipynb"))):
-        seconds, computed = execute(Path(name))
-        size = Path(name).stat().st_size / 1000
-        print(f"{name}: {seconds:.0f} s, {computed:.0f} s of processors, {size:.0f} kB", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(HERE.glob("*.ipynb")))
+    parser.add_argument("--pages", type=Path)
+    args = parser.parse_args()
+    spare_threads()
+    for path in args.notebooks:
+        seconds, computed = execute(path, args.pages)
+        made = path if args.pages is None else args.pages / f"{path.stem}.html"
+        size = made.stat().st_size / 1000
+        print(f"{made}: {seconds:.0f} s, {computed:.0f} s of processors, {size:.0f} kB", flush=True)

@@ -1,6 +1,7 @@
 """Pages are true: code in them runs, commands are read by the command line, what they name is in the source."""
 
 import ast
+import json
 import re
 import shlex
 from functools import cache, partial
@@ -55,12 +56,13 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@each_page
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
 def test_python_in_it_runs(page: Path, place):
-    code = blocks(page, "python")
-    if not code:
-        pytest.skip("it has none")
-    exec(compile("\n".join(code), page.name, "exec"), {})
+    exec(compile("\n".join(blocks(page, "python")), page.name, "exec"), {})
+
+
+def test_pages_have_python():
+    assert {page.stem for page in PAGES if blocks(page, "python")} >= {"README", "checkpoints"}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -150,7 +152,19 @@ def test_the_algorithm_page_has_a_test_on_every_line():
 @each_page
 def test_its_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists() or target.endswith("results.md"), target  # which is made apart
+        assert (page.parent / target).exists(), target
+
+
+def test_figures_that_the_course_repeats_are_those_of_the_results():
+    book = json.loads((ROOT / "notebooks/06-adapedit.ipynb").read_text(encoding="utf-8"))
+    told = "".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "markdown")
+    figures, results = (
+        re.findall(r"`([-+.\d]+ \[[^]]+\])`", told),
+        (ROOT / "docs/results.md").read_text(encoding="utf-8"),
+    )
+    assert len(figures) == 3
+    for each in figures:
+        assert each in results, each
 
 
 @cache

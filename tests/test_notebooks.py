@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-HOME = re.compile(r"(?<![\w.])(/home/|/Users/|/root/|/tmp/|/work/|[A-Z]:\\)|0x[0-9a-f]{8}")
+HOME = re.compile(r"(?<![\w.])(/home/|/Users/|/root/|/tmp/|[A-Z]:\\)|0x[0-9a-f]{8}")
 LARGEST, LARGEST_PICTURE = 200_000, 100_000  # bytes
 WRITTEN = ("07-your-own-attention",)  # what a reader is to write is defined there
 
@@ -73,7 +73,8 @@ def test_its_code_compiles_and_what_it_imports_is_there(path: Path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                importlib.import_module(alias.name)
+                if alias.name.split(".")[0] != "triton":  # which Linux alone has
+                    importlib.import_module(alias.name)
         elif isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module)
             for alias in node.names:

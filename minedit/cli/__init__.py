@@ -22,6 +22,8 @@ xray.py
 live.py
 train.py
 judge.py
+compiled.py
+roofline.py
 kernels.py
 words.py
 fetch.py
