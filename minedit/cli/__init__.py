@@ -16,6 +16,7 @@ generate.py  a verb each, from here on
 edit.py
 compare.py
 figures.py
+report.py
 evaluate.py
 maps.py
 sweeps.py
