@@ -1,4 +1,4 @@
-"""Figures of methods -> charts, drawn by PIL: bars with their intervals, a panel for each figure; two figures as a plane.
+"""Figures of methods -> charts, drawn by PIL: bars with intervals, a panel for each figure; two figures as a plane.
 
 Nothing is told by colour alone: a bar stands beside its method's name and its number, a point has its method's shape
 and its label. A figure that a method does not have leaves its place empty.

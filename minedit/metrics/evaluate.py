@@ -1,8 +1,8 @@
 """A benchmark, methods and a model -> a row for each edit: drawn, measured, kept.
 
-A method is asked for by its name, or by its name and settings: name:setting=value:setting=value. All methods that are
-asked for, and all edits of one source and seed, share a batch, so a row's `seconds`, the batch's divided by the edits in
-it, are a method's own only where it runs alone. Two frames are methods here, too: "copy" gives back the source, and
+A method is asked for by its name, or by its name and settings: name:setting=value:setting=value. All methods, and
+all edits of one source and seed, share a batch, so a row's `seconds`, the batch's divided by the edits in it, are a
+method's own only where it runs alone. Two frames are methods here, too: "copy" gives back the source, and
 "re-render", in the closed world, is the renderer's source and counterfactual through the autoencoder.
 """
 
