@@ -183,6 +183,7 @@ def _beside(
     if far > 12:
         edge = (min(max(spot[0], box[0]), box[2]), min(max(spot[1], box[1]), box[3]))
         pen.line([spot, edge], LINE)
+    pen.rectangle([box[0], box[1] + 2, box[2], box[3] - 2], "white")
     pen.text(middle, text, INK, font, anchor="mm")
 
 
