@@ -13,11 +13,11 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint kernels parity bench bench-cuda cuda cuda-train bench-load notebooks gallery methods tensors clean \
-  distclean
+.PHONY: help edit test lint kernels parity bench bench-cuda cuda cuda-train bench-load notebooks notebook-outputs \
+  lesson gallery methods tensors clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 edit: $(VENV)/installed ## edit one picture with the embedded checkpoint; pictures and settings go to out/
 	$(BIN)/minedit edit "$(SOURCE)" "$(TARGET)" --seed $(SEED) --out "$(OUT)" $(ARGS)
@@ -31,7 +31,7 @@ lint: $(VENV)/installed ## ruff, its formatter, the import direction, the notebo
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_notebooks.py
 
 kernels: $(VENV)/installed ## compile the fused kernel for GPUs, here or not: registers, shared memory, spills
-	$(BIN)/python tests/compile_kernels.py $(ARGS)
+	$(BIN)/minedit kernels compiled --target sm_80,sm_90 --dtype float16,bfloat16,float32 $(ARGS)
 
 parity: $(VENV)-parity/installed ## compare with diffusers' own classes, in an environment of its own
 	COMPVIS="$(COMPVIS)" P2P="$(P2P)" FLOWEDIT="$(FLOWEDIT)" HEDIT="$(HEDIT)" MASACTRL="$(MASACTRL)" FREEPROMPT="$(FREEPROMPT)" \
@@ -53,7 +53,16 @@ bench-load: $(VENV)-parity/installed ## time and memory of loading full-size fil
 	$(VENV)-parity/bin/python benchmarks/load.py $(ARGS)
 
 notebooks: $(VENV)/notebooks ## execute the notebooks; pages go to out/notebooks/
-	$(BIN)/python -m nbconvert --execute --to html --output-dir out/notebooks notebooks/*.ipynb
+	$(BIN)/python notebooks/execute.py --pages out/notebooks $(ARGS)
+
+notebook-outputs: $(VENV)/notebooks ## execute the notebooks and keep their outputs in them, small; says how long each took
+	$(BIN)/python notebooks/execute.py $(ARGS)
+
+lesson: $(VENV)/installed ## the first lesson, executed here, as a page in out/notebooks/; without jupyter, where to read it
+	@if $(BIN)/python -c "import nbconvert, ipykernel" 2>/dev/null; then \
+	  $(BIN)/python notebooks/execute.py --pages out/notebooks notebooks/01-first-edit.ipynb \
+	  && echo "open out/notebooks/01-first-edit.html; then notebooks/02-the-stack.ipynb"; \
+	else echo "read notebooks/01-first-edit.ipynb, pictures and all; to run it: make notebooks, which installs jupyter's tools"; fi
 
 gallery: $(VENV)/installed ## draw the README's picture anew: twelve edits by the embedded model
 	$(BIN)/python docs/make_gallery.py docs/gallery.png

@@ -1,9 +1,9 @@
-"""Compile the flash kernel for GPUs that are not here; print what each launch takes of them.
+"""Compile the launches that benchmarks/flash.py tries, for a GPU that is not here; print what each takes of it.
 
-    python tests/compile_flash.py [--quick]
+    python tests/compile_flash.py
 
-One line a launch that benchmarks/flash.py tries: registers a thread, bytes of shared memory a block, bytes spilled to
-memory a thread. --quick: the launch that `flash.attend` makes.
+One line a launch: registers a thread, bytes of shared memory a block, bytes spilled to memory a thread. The launch that
+`flash.attend` makes: `minedit kernels compiled flash`.
 """
 
 from __future__ import annotations
@@ -12,45 +12,21 @@ import sys
 from pathlib import Path
 
 import torch
-import triton
-from compile_kernels import TYPES, resources
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from minedit.attention import flash
+from minedit.attention import flash as kernels
+from minedit.lab.compiled import of_call
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-
-
-def compiled(target: int, dtype: torch.dtype, sizes: dict[str, int], d: int = 40):
-    """`sizes` for keys that fill their tiles, 8 heads of width `d`, no routes."""
-    names = flash.flash.arg_names
-    fixed = {"HEADS": 8, "D": d, "T": 4096, "UNIT": 8, "WIDE": False, "q_from": None, "k_from": None, "v_from": None}
-    fixed |= sizes
-    options = {"num_warps": fixed.pop("num_warps")}
-    types = dict.fromkeys(("q", "k", "v", "out"), f"*{TYPES[dtype]}")
-    signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in names}
-    source = ASTSource(
-        flash.flash,
-        signature,
-        {(names.index(name),): value for name, value in fixed.items()},
-        {(names.index(name),): [["tt.divisibility", 16]] for name in types},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+from flash import candidates, tensors, with_sizes  # noqa: E402
 
 
 def main() -> None:
-    print("GPU     dtype registers shared spilled")
-    if "--quick" in sys.argv:
-        jobs = [(gpu, dtype, flash.shape(4096, 40, 4096, gpu >= 90)) for gpu in (80, 90) for dtype in flash.DTYPES]
-    else:
-        from flash import candidates
-
-        jobs = [(90, torch.float16, sizes) for sizes in candidates()]
-    for target, dtype, sizes in jobs:
-        registers, shared, spilled = resources(compiled(target, dtype, sizes), target)
+    given = tensors((1, 8, 4096, 40), torch.float16, "cpu")
+    for sizes in candidates():
+        with with_sizes(sizes):
+            (made,) = of_call(lambda: kernels.attend(*given), 90)
         told = " ".join(f"{name} {value}" for name, value in sizes.items())
-        print(f"sm_{target}  {TYPES[dtype]} {told} {registers:>9} {shared:>6} {spilled:>7}", flush=True)
+        print(f"{told}: registers {made.registers}, shared {made.shared}, spilled {made.spilled}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +24,12 @@ from minedit.attention.eager import eager
 from minedit.attention.rules import Attend, Edit, Rule
 from minedit.attention.sdpa import sdpa
 from minedit.config import SD14, MineditError
+from minedit.lab import clock, flex
 from minedit.lab.bench import Ceiling, timing, traffic
 from minedit.lab.cases import RULES, Shape, cases, real_shapes, small_shapes
 from minedit.lab.check import answers, judge
 from minedit.lab.oracle import oracle
+from minedit.lab.rows import FIELDS
 from minedit.lab.table import named_functions
 from minedit.methods.plan import SELF_RULE
 from minedit.stack.unet import UNet
@@ -46,6 +50,11 @@ def lab(tmp_path, monkeypatch, capsys):
         return status, said.out + said.err, list(rows)
 
     return command
+
+
+def count(rule: str) -> int:
+    """The small shapes that are tried with it."""
+    return sum(not shape.rules or rule in shape.rules for shape in small_shapes())
 
 
 # --- the answer ------------------------------------------------------------------------------------------------------
@@ -100,7 +109,7 @@ def test_the_real_shapes_are_those_of_the_unet():
 def test_the_small_shapes_hold_the_traps():
     shapes = small_shapes()
     assert any(s.N % 16 == 1 for s in shapes) and any(s.T < 8 for s in shapes) and any(s.D & (s.D - 1) for s in shapes)
-    assert any(not s.strided for s in shapes) and any(s.kind == "self" and s.T == s.N for s in shapes)
+    assert any(s.note == "contiguous" for s in shapes) and any(s.kind == "self" and s.T == s.N for s in shapes)
     (hot,) = [s for s in shapes if s.spread > 10]
     (case,) = cases(hot, ["plain"])
     scores = case.q @ case.k.transpose(-1, -2) / hot.D**0.5
@@ -206,6 +215,25 @@ def test_sdpa_holds_no_map_and_makes_three_calls_at_most_for_an_edited_row(kind,
         assert len(calls) <= 1 + len(masks) + 2 * len(edits)
         # a mask is [N,T]; R itself is [T,T], which in self-attention is the size of a map
         assert masks or (kind == "self" and edits) or (shape.N, shape.T) not in sizes, case.name
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_by_linearity_is_right(monkeypatch):
+    """Two calls for an edit, with wide values; not compiled here, which takes seconds a shape."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    calls = []
+    monkeypatch.setattr(flex, "_compiled", lambda: lambda q, k, v: calls.append(v.shape) or flex_attention(q, k, v))
+    shape = Shape("cross", 4, 2, 33, 21, 16)
+    for case in cases(shape, [name for name in RULES if name not in ("masked", "all")]):
+        calls.clear()
+        flex.attend(case.q, case.k, case.v, case.rule)
+        edits = len(case.rule.edits) if case.rule else 0
+        assert calls == [(4, 2, 21, 16), *[(1, 2, 21, 32)] * 2 * edits]
+        verdict = judge(flex.attend, case, answers(case))
+        assert verdict.status == "right", verdict.report
+    (case,) = cases(shape, ["masked"])
+    assert judge(flex.attend, case, answers(case)).status == "refused"
 
 
 # --- functions that are wrong ----------------------------------------------------------------------------------------
@@ -379,7 +407,7 @@ WRONG = {  # function: the rule it is tried with, what the report must say
     half_columns: ("plain", "columns: found float16, expected float32"),
     no_tensor: ("plain", "out: found NoneType, expected a tensor [4, 2, 64, 40]"),
     raises: ("plain", "it raised ValueError: no tile of 24 (at test_lab.py:"),
-    writes: ("plain", "it writes into the q, k or v that it was given"),
+    writes: ("plain", "it writes into the q that it was given"),
     writes_the_rule: ("dps", "it writes into the rule that it was given"),
     contiguous_only: ("plain", "right once q, k and v are contiguous"),
     low_precision: ("plain", "the error is small: sums or probabilities in low precision"),
@@ -424,16 +452,18 @@ def hungry(q, k, v, rule=None, columns=False):
 
 def test_refusing_is_not_wrong_but_serving_nothing_is(lab):
     status, said, _ = lab("check", "--quick", "--rules", "plain,dps", "--attention", "test_lab:picky")
-    assert status == 0 and "picky serves plain attention only" in said and "test_lab:picky: 10 right, 8 refused" in said
+    assert status == 0 and "picky serves plain attention only" in said
+    assert f"test_lab:picky: {count('plain')} right, {count('dps')} refused" in said
     assert lab("check", "--quick", "--rules", "dps", "--attention", "test_lab:picky")[0] == 1
     status, said, _ = lab("check", "--quick", "--rules", "plain", "--attention", "test_lab:hungry")
-    assert status == 1 and "test_lab:hungry: 10 no memory" in said
+    assert status == 1 and f"test_lab:hungry: {count('plain')} no memory" in said
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("share, status", [(0.5, "right"), (2.0, "wrong")])
-def test_the_limit_is_twice_eagers_error_or_two_eps(dtype, share, status):
+def test_the_limit_is_twice_eagers_error_or_two_eps(dtype, share, status, monkeypatch):
     """The truth but for one number, which is off by half the limit or twice."""
+    monkeypatch.setattr("minedit.lab.check.SECOND", 0)  # another call has other numbers
     (case,) = cases(small_shapes()[0], ["dps"], dtype)
     expected = answers(case)
     out, seen = (answer.values for answer in expected)
@@ -453,7 +483,7 @@ def test_the_limit_is_twice_eagers_error_or_two_eps(dtype, share, status):
 def test_bench_times_and_compares_with_the_ceiling(lab):
     status, said, rows = lab("bench", "--quick", "--rules", "plain,dps", "--repeats", "2", "--attention", "sdpa")
     assert status == 0 and "of ceiling = max(bytes / " in said
-    assert len(rows) == 10 + 8 + 10  # plain, dps, plain with columns
+    assert len(rows) == 2 * count("plain") + count("dps")  # plain with columns too
     for row in rows:
         assert float(row["ms"]) > 0 and float(row["ceiling_gb_s"]) > 0
         B, H, N, T, D = (int(row[name]) for name in ("batch", "heads", "pixels", "tokens", "width"))
@@ -479,11 +509,59 @@ def test_traffic_by_hand():
 
 def test_the_fraction_is_the_roofline(monkeypatch):
     (case,) = cases(Shape("cross", 4, 1, 3, 5, 2), ["plain"], torch.float16)
-    monkeypatch.setattr("minedit.lab.bench.seconds", lambda *a: [3e-6, 1e-6, 2e-6])
+    monkeypatch.setattr("minedit.lab.clock.elapsed", lambda work, calls, device: 2e-6 * calls)
     for top, part in ((Ceiling(256e6, 480e9), 0.5), (Ceiling(256e9, 480e6), 0.5), (Ceiling(256e6, 960e6), 0.5)):
-        took = timing(sdpa, case, False, top, repeats=3)
+        took = timing(sdpa, case, False, top, repeats=3, limit=1)
         assert took.ms == pytest.approx(2e-3) and took.gb_s == pytest.approx(0.128)
         assert took.of_ceiling == pytest.approx(part)
+
+
+def test_measurements_by_hand():
+    """1 ... 5: quartiles 2, 3, 4; the deviation is sqrt(2.5), of the mean sqrt(0.5)."""
+    took = clock.Seconds.of([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert (took.median, took.spread, took.runs, took.least) == (3, pytest.approx(2 / 3), 5, 1)
+    assert took.error == pytest.approx(0.5**0.5 / 3)
+
+
+def test_it_measures_until_the_error_is_small_or_time_is_over():
+    steady, wild = iter([1.0, 1.2, *[1.0] * 500]), itertools.cycle([1.0, 3.0])
+    took = clock.repeated(lambda: next(steady), None, 60)
+    assert clock.FEWEST < took.runs < 500 and took.error < 0.01
+    assert clock.repeated(lambda: next(steady), 3, 0).runs == 3
+    assert clock.repeated(lambda: next(wild), None, 0.01).error > 0.01
+
+
+def test_memory_by_hand():
+    """64 KiB and 4 KiB live together, then 64 KiB and 32: the peak is 96."""
+    words = 1024 // 4
+
+    def work() -> torch.Tensor:
+        large, small = torch.empty(64 * words), torch.empty(4 * words)
+        del small
+        return large[: 32 * words].clone()
+
+    assert clock.peak(work, torch.device("cpu")) == pytest.approx(96 * 1024, abs=256)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_graph_is_timed_where_one_can_be_recorded():
+    x, gpu = torch.ones(2**20, device="cuda"), torch.device("cuda")
+    took = clock.graph(lambda: x * 2, gpu, 5, 1)
+    assert took.runs == 5 and 0 < took.median < clock.warm(lambda: x * 2, gpu, 5, 1).median * 1.5
+    assert clock.graph(lambda: x.sum().item(), gpu, 5, 1) is None and (x * 2).sum().item() == 2**21
+    assert clock.peak(lambda: x * 2, gpu) == 2**22
+
+
+def test_without_a_gpu_there_is_no_graph():
+    assert clock.graph(lambda: 1, torch.device("cpu"), 1, 0) is None
+
+
+def test_a_cold_cache_is_slower():
+    """The sum of 8 MiB, which lie in the last-level cache until something larger is written."""
+    x, cpu = torch.ones(2**21), torch.device("cpu")
+    flushed = clock._dust(cpu)
+    warm, cold = (kind(x.sum, cpu, 9, 1) for kind in (clock.warm, clock.cold))
+    assert cold.least > 1.05 * warm.least and (flushed > 9).all()
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -492,10 +570,47 @@ def test_the_fraction_is_the_roofline(monkeypatch):
 def test_rows_are_appended_to_the_table(lab):
     (first,) = {len(lab("check", "--quick", "--rules", "inject")[2])}
     *_, rows = lab("check", "--quick", "--rules", "inject", "--attention", "sdpa", "--threads", "1")
-    assert first == 2 * 10 - 2 and len(rows) == first + 9
+    assert first == 2 * count("inject") and len(rows) == first + count("inject")
     assert rows[0]["attention"] == "eager" and rows[-1]["attention"] == "sdpa" and rows[-1]["threads"] == "1"
-    told = {"dtype": "float32", "kind": "self", "batch": "4", "pixels": "130", "rule": "inject", "status": "right"}
+    told = {
+        "dtype": "float32",
+        "kind": "self",
+        "batch": "4",
+        "pixels": "130",
+        "rule": "inject",
+        "status": "right",
+        "note": "misaligned",
+    }
     assert told.items() <= rows[-1].items() and rows[-1]["torch"] == torch.__version__ and not rows[-1]["ms"]
+
+
+def test_a_row_is_tried_again_by_the_line_below_the_table(lab):
+    """As it is printed, by a shell's rules; a row with columns, too, and one that is wrong."""
+    for first in (
+        ("bench", "--quick", "--rules", "plain", "--attention", "sdpa", "--repeats", "1", "--threads", "1"),
+        ("check", "--quick", "--rules", "dps", "--attention", "sdpa,test_lab:no_gate"),
+    ):
+        _, said, rows = lab(*first)
+        (line,) = [line for line in said.splitlines() if line.startswith("minedit kernels ")]
+        argv = shlex.split(line)[2:]
+        _, said, more = lab(*argv)
+        (row,) = more[len(rows) :]
+        assert line in said  # that very row, again
+        named = ("attention", "dtype", "kind", "pixels", "note", "rule", "columns", "status")
+        before = [[r[name] for name in named] for r in rows]
+        assert [row[name] for name in named] in before
+        assert row["status"] == "wrong" if first[0] == "check" else float(row["cold_ms"]) > 0 and row["runs"] == "1"
+
+
+def test_columns_that_came_later_stand_empty_in_old_rows(lab):
+    table = Path("out/kernels.csv")
+    table.parent.mkdir()
+    old = (Path(__file__).parent.parent / "benchmarks" / "kernels.csv").read_text().splitlines()[:3]
+    table.write_text("\n".join(line.rsplit(",", line.count(",") - 25)[0] for line in old))
+    _, _, rows = lab("bench", "--quick", "--rules", "inject", "--attention", "sdpa", "--repeats", "2")
+    assert len(rows) == 2 + count("inject") and list(rows[0]) == list(rows[-1]) == list(FIELDS)
+    assert rows[1]["ms"] and not rows[1]["cold_ms"] and not rows[1]["peak_mb"]
+    assert rows[-1]["cold_ms"] and rows[-1]["first_ms"] and rows[-1]["peak_mb"] and not rows[-1]["graph_ms"]
 
 
 def test_a_file_that_is_not_the_labs_is_left_alone(lab):
@@ -519,6 +634,8 @@ def test_names_of_rules_name_them():
         (("check", "--dtype", "float8"), "--dtype has 'float8'; expected some of float32"),
         (("check", "--attention", "flash"), "attention 'flash' is unknown"),
         (("check", "--attention", "broken_kernel:attend"), "cannot import 'broken_kernel' (SyntaxError"),
+        (("bench", "--only", "sdpa"), "--only 'sdpa' names no row; expected attention, dtype, shape, rule"),
+        (("bench", "--only", "sdpa, float32, cross 1x1, plain"), "the shape 'cross 1x1', which is none of the lab's"),
         (("bench", "--repeats", "0"), "found '0', expected a whole number"),
         (("check", "--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
     ],

@@ -20,7 +20,7 @@ from torch import Tensor
 from minedit.attention.kernel import _routed
 from minedit.attention.rules import Rule, check
 from minedit.attention.sdpa import sdpa
-from minedit.attention.triton import INTERPRETED, NOWHERE, ROUTED, Rows, _Launch, _layout, _number, _split
+from minedit.attention.triton import INTERPRETED, NOWHERE, ROUTED, Rows, _hopper, _Launch, _layout, _number, _split
 
 DTYPES = (torch.float16, torch.bfloat16)
 WIDEST = 128
@@ -195,8 +195,7 @@ def _prepared(q: Tensor, k: Tensor, v: Tensor, routes: tuple[Rows, ...]) -> _Lau
     strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]]
     unit = 8 if all(s % 8 == 0 for s in strides) else 1  # vectors of 8 numbers are what a thread loads at once
     strides = [s // unit for s in strides]
-    hopper = q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) >= (9, 0)
-    sizes = shape(n, d, t, hopper)
+    sizes = shape(n, d, t, _hopper(q.device))
     options = {"num_warps": sizes.pop("num_warps")}
     fixed = heads, d, t, unit, INTERPRETED and q.dtype == torch.bfloat16
     numbers = *(_number(rows) for rows in routes), n, *strides, *fixed, *sizes.values()

@@ -22,6 +22,8 @@ maps.py
 sweeps.py
 train.py
 judge.py
+compiled.py
+roofline.py
 kernels.py
 words.py
 fetch.py

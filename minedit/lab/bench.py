@@ -7,17 +7,14 @@ out once, columns where asked for; each edit adds its source's q and k, R and ga
 More than 1 means that the tensors stayed in a cache. The softmax itself is not counted: narrow heads stay below 1.
 """
 
-import statistics
-import time
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import torch
 
 from minedit.attention.rules import Attend
+from minedit.lab import clock
 from minedit.lab.cases import Case
-
-LEAST = 5e-3  # seconds that one measurement takes at least: a call alone may be shorter than its launch
 
 
 @dataclass(frozen=True)
@@ -33,9 +30,17 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Timing:
-    ms: float  # the median
+    """Numbers of one row; nan where there is none."""
+
+    ms: float  # the median, warm
     gb_s: float  # bytes / time
     of_ceiling: float
+    spread: float  # interquartile range / median
+    stderr: float  # of the mean / mean
+    runs: int
+    cold_ms: float
+    graph_ms: float  # of a call in a recorded graph
+    peak_mb: float  # 1e6 bytes beside the inputs
 
 
 def ceiling(device: torch.device, dtype: torch.dtype, quick: bool = False) -> Ceiling:
@@ -44,17 +49,33 @@ def ceiling(device: torch.device, dtype: torch.dtype, quick: bool = False) -> Ce
     a = torch.randn(side, side, device=device).to(dtype)
     x = torch.zeros(size, dtype=torch.uint8, device=device)
     y = torch.zeros_like(x)
-    copy, product = (min(seconds(work, device, 5, quick)) for work in (lambda: y.copy_(x), lambda: a @ a))
+    copy, product = (clock.warm(work, device, 5, 0, quick).least for work in (lambda: y.copy_(x), lambda: a @ a))
     return Ceiling(2 * size / copy, 2 * side**3 / product)
 
 
-def timing(attend: Attend, case: Case, columns: bool, top: Ceiling, repeats: int, quick: bool = False) -> Timing:
-    """The median time of a call. columns: whether it asks for them."""
+def timing(
+    attend: Attend, case: Case, columns: bool, top: Ceiling, repeats: int | None, limit: float, quick: bool = False
+) -> Timing:
+    """A call's times. columns: whether it asks for them; limit: of seconds for each of them, without `repeats`."""
     asked = {"columns": True} if columns else {}
     work = lambda: attend(case.q, case.k, case.v, case.rule, **asked)  # noqa: E731
-    took = statistics.median(seconds(work, case.q.device, repeats, quick))
+    device = case.q.device
+    warm = clock.warm(work, device, repeats, limit, quick)
+    cold = clock.cold(work, device, repeats, limit)
+    graph, peak = clock.graph(work, device, repeats, limit), clock.peak(work, device)
     moved, flops = traffic(case, columns)
-    return Timing(took * 1e3, moved / took / 1e9, max(moved / top.bandwidth, flops / top.flops) / took)
+    took = warm.median
+    return Timing(
+        took * 1e3,
+        moved / took / 1e9,
+        max(moved / top.bandwidth, flops / top.flops) / took,
+        warm.spread,
+        warm.error,
+        warm.runs,
+        cold.median * 1e3,
+        graph.median * 1e3 if graph else math.nan,
+        math.nan if peak is None else peak / 1e6,
+    )
 
 
 def traffic(case: Case, columns: bool) -> tuple[int, int]:
@@ -65,29 +86,3 @@ def traffic(case: Case, columns: bool) -> tuple[int, int]:
     moved += 4 * B * N * T * columns
     moved += sum(4 * x.numel() for edit in edits for x in (edit.columns, edit.gate) if x is not None)
     return moved, 4 * H * N * T * D * (B + len(edits))
-
-
-def seconds(work: Callable[[], object], device: torch.device, repeats: int, quick: bool = False) -> list[float]:
-    """Duration of one `work()`, `repeats` times after a warm-up, each the mean of as many calls as fill LEAST."""
-    for _ in range(1 if quick else 3):
-        once = _elapsed(work, 1, device)
-    calls = 1 if quick else max(1, min(100, round(LEAST / max(once, 1e-6))))
-    return [_elapsed(work, calls, device) / calls for _ in range(repeats)]
-
-
-def _elapsed(work: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds of `calls` calls: CUDA's own clock there, else the CPU's."""
-    if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(calls):
-            work()
-        end.record()
-        torch.cuda.synchronize(device)
-        return begin.elapsed_time(end) / 1e3
-    began = time.perf_counter()
-    for _ in range(calls):
-        work()
-    if device.type == "mps":
-        torch.mps.synchronize()
-    return max(time.perf_counter() - began, 1e-9)

@@ -1,4 +1,4 @@
-"""What the kernel lab tries attention functions on: shapes, with a Rule of every form (forms.py).
+"""What the kernel lab tries attention functions on: shapes, with a Rule of every form (forms.py), and traps (traps.py).
 
 Out: `small_shapes`, `real_shapes` and `cases`, which draws q, k and v for them: the same numbers for the same shape and
 rule on any machine.
@@ -14,6 +14,9 @@ from torch import Generator, Tensor
 from minedit.attention.rules import Rule
 from minedit.config import SD14
 from minedit.lab.forms import ROUTES, RULES, Shape
+from minedit.lab.traps import LAYOUTS, VALUES, layer
+
+SOME = ("plain", "dps-mix", "general")  # for traps that no rule makes better or worse
 
 
 def small_shapes() -> tuple[Shape, ...]:
@@ -24,11 +27,24 @@ def small_shapes() -> tuple[Shape, ...]:
         Shape("cross", 4, 3, 7, 5, 24),  # fewer pixels and tokens than any tile
         Shape("cross", 4, 2, 33, 77, 160),  # a wide head
         Shape("cross", 4, 4, 96, 32, 48),  # the embedded model's
-        Shape("cross", 4, 2, 40, 77, 80, strided=False, note="contiguous"),
+        Shape("cross", 4, 2, 40, 77, 80, note="contiguous"),
         Shape("cross", 4, 2, 65, 77, 40, spread=40.0, note="large scores"),  # exp() of them is beyond float32
         Shape("cross", 2, 2, 64, 77, 40, rules=("plain",)),  # AdapEdit's statistics pass
         Shape("self", 4, 2, 65, 65, 40),
         Shape("self", 4, 2, 130, 130, 16, rules=("plain", *ROUTES)),  # more keys than one tile
+        Shape("cross", 4, 2, 33, 1, 40, rules=("plain", "general", "all"), note="one token"),
+        Shape("cross", 4, 8, 1, 77, 40, rules=SOME, note="one pixel"),
+        Shape("cross", 1, 2, 33, 77, 40, rules=("plain",), note="one row"),
+        Shape("cross", 4, 2, 19, 21, 23, rules=SOME, note="odd width"),  # no tile and no vector divides it
+        Shape("cross", 4, 2, 33, 77, 40, rules=SOME, note="NaN around"),
+        Shape("cross", 4, 2, 33, 77, 40, rules=SOME, note="misaligned"),
+        Shape("cross", 4, 2, 33, 77, 40, rules=SOME, note="numbers apart"),
+        Shape("cross", 4, 2, 33, 77, 40, rules=SOME, note="rows are one"),
+        Shape("cross", 4, 2, 33, 77, 40, rules=SOME, note="minus zeros"),
+        Shape("cross", 4, 2, 33, 77, 40, rules=SOME, note="denormals"),
+        Shape("cross", 4, 2, 33, 77, 40, rules=("masked", "all"), note="hidden key"),
+        Shape("self", 4, 2, 130, 130, 24, rules=("plain", "inject"), note="NaN around"),
+        Shape("self", 4, 2, 130, 130, 24, rules=("plain", "inject"), note="misaligned"),
     )
 
 
@@ -72,9 +88,11 @@ def cases(
         tensors = {}
         for letter, (length, scale) in sizes.items():
             drawn = torch.randn(shape.B, length, shape.H, shape.D, generator=draw) * scale
-            x = drawn.to(device, dtype).transpose(1, 2)  # [B, H, N or T, D]
-            tensors[letter] = x if shape.strided else x.contiguous()
-        yield Case(shape, name, **tensors, rule=rule and _moved(rule, device))
+            tensors[letter] = LAYOUTS.get(shape.note, layer)(drawn.to(device, dtype))  # [B, H, N or T, D]
+        rule = rule and _moved(rule, device)
+        if shape.note in VALUES:
+            rule = VALUES[shape.note](**tensors, rule=rule)
+        yield Case(shape, name, **tensors, rule=rule)
 
 
 def _moved(rule: Rule, device: torch.device | str) -> Rule:

@@ -7,9 +7,11 @@ the same device, or, of the largest entry, which sets the size of what was summe
 is more. FLOOR eps: `eager` computes in float32 and rounds once, but a fused kernel in half precision rounds up to four
 times, by half an eps each (probabilities, values that took on a rule's weights, the result of a call, the sum of
 several). And what float32 does to a softmax: rounding the largest score changes its exponential by half of it in eps.
+A device may take numbers below float32's smallest normal one for 0; those of half precision are rounded like others.
 """
 
 import copy
+import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,9 +26,10 @@ from minedit.attention.eager import eager
 from minedit.attention.rules import Attend, Rule
 from minedit.config import MineditError
 from minedit.lab.cases import Case
-from minedit.lab.hints import column_hints, hints, mismatches
+from minedit.lab.hints import TRAPPED, column_hints, hints, mismatches
+from minedit.lab.manners import SECOND, kept, late, shared, written
 from minedit.lab.oracle import distance, oracle
-from minedit.speed.graphs import taken_apart
+from minedit.lab.traps import copied
 
 FLOOR = 2.0
 
@@ -48,6 +51,7 @@ class Verdict:
     eager_error: float = float("nan")  # of the same
     report: tuple[str, ...] = ()  # where not right: what is wrong, the first mismatches, hints
     fatal: bool = False  # this process cannot use the device any more
+    first_ms: float = float("nan")  # of the first call, with what it compiles
 
     @property
     def ratio(self) -> float:
@@ -62,7 +66,7 @@ def answers(case: Case) -> tuple[Answer, ...]:
     q, k, v, rule = case.q, case.k, case.v, case.rule
     out, columns = oracle(q, k, v, rule, case.shape.columns)
     heads = [eager(*(x[:, h : h + 1] for x in (q, k, v)), rule, case.shape.columns) for h in range(case.shape.H)]
-    score = _largest_score(q, k)
+    score = _largest_score(q, k, rule)
     if not case.shape.columns:
         return (_answer("out", out, torch.cat(heads, 1), q.dtype, score),)
     outs, seen = zip(*heads, strict=True)
@@ -75,24 +79,27 @@ def answers(case: Case) -> tuple[Answer, ...]:
 def _answer(name: str, values: Tensor, by_eager: Tensor, dtype: torch.dtype, score: float) -> Answer:
     error = distance(by_eager, values)
     floor = max(FLOOR * torch.finfo(dtype).eps, score / 2 * torch.finfo(torch.float32).eps)
-    return Answer(name, values, error, max(2 * error, floor * values.abs().max().item()))
+    least = max(FLOOR * torch.finfo(dtype).eps * torch.finfo(dtype).tiny, torch.finfo(torch.float32).tiny)
+    return Answer(name, values, error, max(2 * error, floor * values.abs().max().item(), 2 * least))
 
 
-def _largest_score(q: Tensor, k: Tensor) -> float:
-    """Of each row with itself: rules that route rows mix scores of the same size."""
+def _largest_score(q: Tensor, k: Tensor, rule: Rule | None) -> float:
+    """Of the rows that the rule reads, without the keys that no row may see."""
+    if rule is not None:
+        q, k, _ = rule.route(q, k, k)
+        if len(rule.masks) == len(k):
+            k = k * torch.stack([mask.keys.any(0) for mask in rule.masks]).any(0)[:, None]  # [T, 1]
     pairs = ((q[:, h].float(), k[:, h].float()) for h in range(q.shape[1]))
     return max((a @ b.mT).abs().max().item() for a, b in pairs) / q.shape[-1] ** 0.5
 
 
-def _tensors(rule: Rule | None) -> list[Tensor]:
-    return taken_apart({"": rule})[1] if rule else []
-
-
 def judge(attend: Attend, case: Case, expected: tuple[Answer, ...], explain: bool = True) -> Verdict:
     """Call `attend` as the UNet's layers do, without columns and with, and compare. explain: look for hints as well."""
-    given, rule = [x.clone() for x in (case.q, case.k, case.v)], copy.deepcopy(case.rule)
+    given, rule = tuple(map(copied, (case.q, case.k, case.v))), copy.deepcopy(case.rule)
+    began = time.perf_counter()
     try:
         found = _called(attend, *given, rule)
+        first_ms = (time.perf_counter() - began) * 1e3
         both = _called(attend, *given, rule, columns=True) if case.shape.columns else None
     except MineditError as error:
         return Verdict("refused", report=(str(error),))
@@ -100,11 +107,9 @@ def judge(attend: Attend, case: Case, expected: tuple[Answer, ...], explain: boo
         return Verdict("no memory", report=(str(error).splitlines()[0],))
     except Exception as error:  # whatever a function under test raises is a finding
         return Verdict("wrong", report=(f"it raised {_told(error)}",), fatal="CUDA error" in str(error))
-    fault = _fault(case, found, both)
-    if not fault and not all(torch.equal(x, y) for x, y in zip(given, (case.q, case.k, case.v), strict=True)):
-        fault = "it writes into the q, k or v that it was given; they are the caller's"
-    if not fault and not all(torch.equal(x, y) for x, y in zip(_tensors(rule), _tensors(case.rule), strict=True)):
-        fault = "it writes into the rule that it was given; every layer and step reads it"
+    fault = _fault(case, found, both) or written(given, rule, case) or shared("out", found, given, rule)
+    if both is not None:
+        fault = fault or shared("columns", both[1], given, rule)
     if fault:
         return Verdict("wrong", report=(fault,))
 
@@ -121,7 +126,17 @@ def judge(attend: Attend, case: Case, expected: tuple[Answer, ...], explain: boo
                 report = chain(report, (f"hint: {guess}" for guess in guesses))
             return Verdict("wrong", error, answer.eager_error, tuple(report))
     error = max(error for _, _, answer, error in compared if answer.name == "out")
-    return Verdict("right", error, expected[0].eager_error)
+    if case.shape.N * case.shape.T <= SECOND:
+        truth = expected[0].values, expected[0].limit
+        try:
+            fault = kept(attend, given, rule, found, *truth) or late(attend, case, *truth)
+        except Exception as again:
+            return Verdict(
+                "wrong", report=(f"called again it raised {_told(again)}",), fatal="CUDA error" in str(again)
+            )
+    if fault:
+        return Verdict("wrong", error, expected[0].eager_error, (fault,))
+    return Verdict("right", error, expected[0].eager_error, first_ms=first_ms)
 
 
 def _called(attend: Attend, *inputs: Tensor | Rule | None, **asked: bool) -> object:
@@ -133,7 +148,7 @@ def _called(attend: Attend, *inputs: Tensor | Rule | None, **asked: bool) -> obj
 
 def _told(error: Exception) -> str:
     """An exception in one line, with the line of the function under test."""
-    ours = (__file__, choose.__file__)
+    ours = (choose.__file__, *(str(Path(__file__).with_name(name)) for name in ("check.py", "manners.py", "bounds.py")))
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in ours]
     where = f" (at {Path(own[0].filename).name}:{own[0].lineno})" if own else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}"
@@ -175,7 +190,9 @@ def _guesses(attend: Attend, case: Case, name: str, found: Tensor, answer: Answe
         return list(column_hints(case, found, answer.values, answer.limit))
     if name != "out":
         return ["out is right without columns: asking for them must not change it"]
-    if case.shape.strided:
+    if case.shape.note in TRAPPED:
+        return [TRAPPED[case.shape.note], *hints(case, found, answer.values, answer.limit)]
+    if case.shape.note != "contiguous":
         with suppress(Exception):  # then it is no hint
             again = _called(attend, *(x.contiguous() for x in (case.q, case.k, case.v)), case.rule)
             if distance(again, answer.values) <= answer.limit:

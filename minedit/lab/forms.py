@@ -36,8 +36,7 @@ class Shape:
     columns: bool = True  # whether the columns are looked at as well
     rules: tuple[str, ...] = ()  # names in RULES; empty: all
     spread: float = 2.0  # standard deviation of the scores before softmax
-    strided: bool = True  # views of [B,N,H,D], as the UNet's layers hand them over
-    note: str = ""
+    note: str = ""  # a trap of traps.py, or a word on the shape; without one q, k and v are views of [B,N,H,D]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.B}x{self.H}x{self.N}x{self.T}x{self.D}" + f" {self.note}" * bool(self.note)

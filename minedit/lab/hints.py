@@ -18,6 +18,19 @@ from minedit.lab.oracle import distance, oracle
 SHOWN = 5  # mismatches of one report
 TILES = (128, 64, 32, 16)
 LN2 = 0.6931471805599453
+TRAPPED = {  # what a shape is there for, by its note: what may be wrong where it is
+    "NaN around": "memory around q, k and v is NaN here: mask loads beyond N, T and D; 0 times NaN is NaN",
+    "misaligned": "q, k and v begin at odd addresses here: not at 0 of their storage, nor at a multiple of 16 bytes",
+    "numbers apart": "a head's numbers are two apart here: the last stride is not 1",
+    "rows are one": "q, k and v are expanded here: the first stride is 0",
+    "minus zeros": "scores and values are 0 or -0 here: the sign says nothing",
+    "denormals": "weights or values are below the smallest normal number here: 1 / largest is infinite",
+    "hidden key": "a hidden key has the largest scores: put -inf in their place, added negatives are too little",
+    "one token": "there is one token here: its probability is 1",
+    "one pixel": "there is one pixel here",
+    "one row": "there is one row here",
+    "odd width": "D is 23 here: neither a tile nor a vector of numbers divides it",
+}
 
 
 def mismatches(name: str, found: Tensor, true: Tensor, limit: float) -> Iterator[str]:

@@ -1,18 +1,13 @@
 """Attention functions on the lab's cases: a table on the terminal, rows for a CSV.
 
-In: functions by name, shapes, rules, number types. Out: a row (FIELDS) for every call that was tried.
+In: functions by name, shapes, rules, number types. Out: a row (rows.FIELDS) for every call that was tried.
 """
 
 import argparse
-import csv
-import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
@@ -20,18 +15,12 @@ from minedit.attention.choose import backend, resolve
 from minedit.attention.rules import Attend
 from minedit.config import MineditError
 from minedit.files.torchnames import DTYPES
-from minedit.image import write_whole
 from minedit.lab.bench import Ceiling, Timing, ceiling, timing
 from minedit.lab.cases import Case, Shape, cases, real_shapes, small_shapes
 from minedit.lab.check import Verdict, answers, judge
+from minedit.lab.rows import COLUMNS, Row, parts
 
 EXPLAINED = 3  # cases of one function and status that are reported in full
-FIELDS = (
-    *("date", "verb", "device", "torch", "triton", "threads", "dtype", "attention"),
-    *("kind", "batch", "heads", "pixels", "tokens", "width", "note", "rule", "columns"),
-    *("status", "error", "eager_error", "ratio", "ms", "gb_s", "of_ceiling", "ceiling_gb_s", "ceiling_gflop_s"),
-)
-Row = dict[str, object]  # by FIELDS; absent where there is nothing to say
 
 
 def try_all(
@@ -45,12 +34,12 @@ def try_all(
     """Try every function on every case and print the table: in `bench` a line a case, in `check` a line a shape."""
     had = Counter()
     wide = max(len(name) for name in ("attention", *functions))
-    print(f"\n{'attention':{wide}}  {HEAD}")
+    print(f"\n{'attention':{wide}}  {HEAD}{TIMES if args.what == 'bench' else ''}")
     for dtype in dtypes:
         top = ceiling(device, DTYPES[dtype], args.quick) if args.what == "bench" else None
         if top:
             print(f"{dtype}: of ceiling = {top}")
-        for shape in _shapes(args, device):
+        for shape in shapes(args, device):
             begun = len(rows)
             for case in cases(shape, rules, DTYPES[dtype], device):
                 expected = answers(case)
@@ -59,7 +48,7 @@ def try_all(
                     tried = list(_rows_of(attend, case, verdict, top, args))
                     rows += [{"attention": name, "dtype": dtype, **row} for row in tried]
                     for row in rows[-len(tried) :] if top else ():
-                        print(_line(wide, row, shape, row["rule"] + " + columns" * row["columns"]), flush=True)
+                        print(_line(wide, row, shape, row["rule"] + COLUMNS * row["columns"], timed=True), flush=True)
                     had[name, verdict.status] += 1
                     if verdict.status != "right" and had[name, verdict.status] <= EXPLAINED:
                         print(f"{verdict.status}: {name}, {case}", *verdict.report, sep="\n    ", flush=True)
@@ -86,20 +75,36 @@ def _rows_of(
         return
     ceilings = {"ceiling_gb_s": top.bandwidth / 1e9, "ceiling_gflop_s": top.flops / 1e9}
     for columns in (False, True) if case.name == "plain" and s.columns else (False,):
-        took: Timing = timing(attend, case, columns, top, args.repeats, args.quick)
-        yield {**row, "columns": columns, **asdict(took), **ceilings}
+        if args.only and parts(args.only)[4] != columns:
+            continue
+        took: Timing = timing(attend, case, columns, top, args.repeats, args.seconds, args.quick)
+        first = {} if columns else {"first_ms": verdict.first_ms}
+        yield {
+            **row,
+            "columns": columns,
+            **{name: x for name, x in asdict(took).items() if x == x},
+            **ceilings,
+            **first,
+        }
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------
 
-HEAD = f"{'dtype':8}  {'BxHxNxTxD':32}  {'rules':20}  error/eager         ms      GB/s  of ceiling"
+HEAD = f"{'dtype':8}  {'BxHxNxTxD':34}  {'rules':20}  error/eager"
+TIMES = "         ms  spread       cold      graph      first      MB      GB/s  of ceiling"
 
 
-def _line(wide: int, row: Row, shape: Shape, rule: str, remark: str = "") -> str:
-    ratio, ms, gb_s, part = (f"{row[x]:.3g}" if x in row else "-" for x in ("ratio", "ms", "gb_s", "of_ceiling"))
-    remark = remark or ("" if row["status"] == "right" else row["status"].upper())
-    line = f"{row['attention']:{wide}}  {row['dtype']:8}  {str(shape):32}  {rule:20}"
-    return f"{line}  {ratio:>11}  {ms:>9}  {gb_s:>8}  {part:>10}  {remark}".rstrip()
+def _line(wide: int, row: Row, shape: Shape, rule: str, timed: bool = False) -> str:
+    def number(name: str, width: int) -> str:
+        return f"{row[name]:.3g}".rjust(width) if name in row else "-".rjust(width)
+
+    line = f"{row['attention']:{wide}}  {row['dtype']:8}  {str(shape):34}  {rule:20}  {number('ratio', 11)}"
+    if timed:
+        spread = f"{row['spread']:.0%}" if "spread" in row else "-"
+        line += f"  {number('ms', 9)}  {spread:>6}  {number('cold_ms', 9)}  {number('graph_ms', 9)}"
+        line += f"  {number('first_ms', 9)}  {number('peak_mb', 6)}  {number('gb_s', 8)}  {number('of_ceiling', 10)}"
+    remark = "" if row["status"] == "right" else row["status"].upper()
+    return f"{line}  {remark}".rstrip()
 
 
 def _summary(wide: int, rows: list[Row], shape: Shape) -> Iterator[str]:
@@ -111,42 +116,7 @@ def _summary(wide: int, rows: list[Row], shape: Shape) -> Iterator[str]:
             yield _line(wide, worst, shape, f"{len(some)}, most in {worst['rule']}")
         else:
             names = " ".join(row["rule"] for row in some)
-            yield _line(wide, worst, shape, f"{len(some)} of {len(rows)}", f"{status.upper()}: {names}")
-
-
-def machine(verb: str, device: torch.device) -> Row:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    try:
-        triton = version("triton")
-    except PackageNotFoundError:
-        triton = ""
-    told = {"date": date.today().isoformat(), "verb": verb, "device": f"{device.type} {name}"}
-    return {**told, "torch": torch.__version__, "triton": triton, "threads": torch.get_num_threads()}
-
-
-def held(path: Path) -> str:
-    """What the CSV holds already. Raises MineditError where it is another table."""
-    header = ",".join(FIELDS) + "\n"
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else header
-    except (OSError, UnicodeDecodeError) as error:
-        raise MineditError(f"cannot read {path} ({error}); choose another --csv") from error
-    if not text.startswith(header):
-        raise MineditError(f"{path} is not a table of the kernel lab's columns; choose another --csv")
-    return text if text.endswith("\n") else text + "\n"
-
-
-def append(path: Path, rows: list[Row]) -> None:
-    before = held(path)  # another run may have added rows meanwhile
-
-    def write(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            file.write(before)
-            table = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            for row in rows:
-                table.writerow({name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()})
-
-    write_whole(path, write)
+            yield f"{_line(wide, worst, shape, f'{len(some)} of {len(rows)}')}: {names}"
 
 
 # --- what goes in ----------------------------------------------------------------------------------------------------
@@ -167,7 +137,23 @@ def named_functions(asked: list[str] | None, device: torch.device) -> dict[str, 
     return found
 
 
-def _shapes(args: argparse.Namespace, device: torch.device) -> list[Shape]:
+def one_row(rows: list[Row]) -> Row | None:
+    """Worth a second look: the first that is wrong, else what is furthest from its ceiling."""
+    wrong, timed = ([row for row in rows if test(row)] for test in (_is_wrong, lambda row: "of_ceiling" in row))
+    return next(iter(wrong), min(timed, key=lambda row: row["of_ceiling"], default=None))
+
+
+def _is_wrong(row: Row) -> bool:
+    return row["status"] == "wrong"
+
+
+def shapes(args: argparse.Namespace, device: torch.device) -> list[Shape]:
+    """Those asked for. Raises MineditError where `--only` names none."""
+    if args.only:
+        found = [shape for shape in small_shapes() + real_shapes() if str(shape) == parts(args.only)[2]]
+        if not found:
+            raise MineditError(f"--only names the shape {parts(args.only)[2]!r}, which is none of the lab's")
+        return found
     small = small_shapes() if args.quick or args.shapes != "real" else ()
     real = real_shapes() if args.shapes != "small" and not args.quick else ()
     return [shape for shape in small + real if args.full or device.type != "cpu" or not shape.heavy]
