@@ -60,11 +60,11 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 
 
 def grid(
-    images: Sequence[Image.Image], captions: Sequence[str] = (), columns: int | None = None, title: str = ""
+    images: Sequence[Image.Image | None], captions: Sequence[str] = (), columns: int | None = None, title: str = ""
 ) -> Image.Image:
     """Pictures in rows of `columns` (default: all side by side) on white, each with its caption below, wrapped.
 
-    title: stands above all.
+    title: stands above all. None, of a picture: its cell stays empty.
 
     Cells are as large as the largest picture. Raises ValueError for no pictures or as many captions as do not fit.
     """
@@ -72,7 +72,7 @@ def grid(
         raise ValueError(f"{len(captions)} captions for {len(images)} pictures, expected as many, or none")
     columns = min(columns or len(images), len(images))
     rows = -(-len(images) // columns)
-    width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
+    width, height = (max(image.size[axis] for image in images if image) for axis in (0, 1))
     font = _font("".join((title, *captions)), max(12, width // 24))
     texts = [_wrapped(caption, font, width) for caption in captions or [""] * len(images)]
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
@@ -86,7 +86,8 @@ def grid(
     pen.multiline_text((MARGIN, MARGIN // 2), title, fill="black", font=font)
     for i, (image, text) in enumerate(zip(images, texts, strict=True)):
         x, y = MARGIN + i % columns * cell[0], above + MARGIN + i // columns * cell[1]
-        sheet.paste(image, (x, y))
+        if image:
+            sheet.paste(image, (x, y))
         pen.multiline_text((x, y + height + MARGIN // 2), text, fill="black", font=font)
     return sheet
 

@@ -15,6 +15,8 @@ steering.py  a ControlNet and its hint
 generate.py  a verb each, from here on
 edit.py
 compare.py
+figures.py
+report.py
 evaluate.py
 maps.py
 sweeps.py
@@ -77,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     if argv[:1] and argv[0] in options.ELSEWHERE:
-        if argv[0] in options.SWEEPS:
-            return importlib.import_module("minedit.cli.sweeps").main(argv) or 0
+        for verbs, file in ((options.SWEEPS, "sweeps"), (options.FIGURES, "figures")):
+            if argv[0] in verbs:
+                return importlib.import_module(f"minedit.cli.{file}").main(argv) or 0
         return importlib.import_module(f"minedit.cli.{argv[0]}").main(argv[1:]) or 0
     args = origin.parse(argv)
     importlib.import_module(f"minedit.cli.{args.verb}").run(args)

@@ -8,7 +8,6 @@ from minedit.cli.parser import Formatter, Parser
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import inversion_settings
 from minedit.methods.choose import METHODS
-from minedit.sampling.numbers import SEED
 
 
 def main(argv: list[str]) -> None:
@@ -67,10 +66,9 @@ def _parser() -> Parser:
     parser.add_argument("target", metavar="TARGET", help="prompt of the edited picture")
     text = f"all, or some of {', '.join(METHODS)}, with commas between; each by its default settings"
     parser.add_argument("--methods", metavar="NAMES", type=_methods, default=list(METHODS), help=text)
-    text = "seeds, a row of the picture each, such as 0-3, in place of --seed"
     options.add_photo(parser)
     options.add_numbers(parser)
-    parser.add_argument("--seeds", metavar="N-M", dest="seed", type=_seeds, default=argparse.SUPPRESS, help=text)
+    options.add_seeds(parser)
     options.add_model(parser)
     return parser
 
@@ -81,13 +79,3 @@ def _methods(text: str) -> list[str]:
     if unknown or not names:
         raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected all, or some of {', '.join(METHODS)}")
     return names
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        first, last = (SEED.check("seed", int(part)) for part in (text.split("-") * 2)[:2])
-    except (ValueError, MineditError):
-        first, last = 1, 0
-    if not 0 <= last - first < 1000:
-        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected seeds such as 0-3, 1000 at most")
-    return list(range(first, last + 1))

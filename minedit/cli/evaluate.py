@@ -1,17 +1,23 @@
-"""`minedit evaluate`: a benchmark's edits by several methods, measured: rows, a CSV and a table to read."""
+"""`minedit evaluate`: a benchmark's edits by several methods, measured: rows, tables and charts.
+
+Under `torchrun` its processes share the edits, each on a GPU of its own where --device is cuda.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import re
 import time
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import fields, replace
-from datetime import date
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minedit import __version__
-from minedit.cli import options
+from minedit.cli import options, report
 from minedit.cli.parser import Formatter, Parser
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import DEFAULT as INVERSION
@@ -23,10 +29,12 @@ from minedit.sampling.numbers import Numbers
 if TYPE_CHECKING:
     from minedit.metrics.asked import Task
     from minedit.metrics.evaluate import How, Made
+    from minedit.metrics.kept import Rows
     from minedit.metrics.measured import Tools
     from minedit.stack.model import Model
 
 WORLD, SPLITS = "picturebook", ("test", "tune")
+PATIENCE = timedelta(days=30)  # of a process that waits for slower ones
 
 
 def main(argv: list[str]) -> None:
@@ -35,8 +43,9 @@ def main(argv: list[str]) -> None:
     if args.pairs is None:
         raise MineditError(f"what to evaluate is missing; expected {WORLD}, a file of pairs, or PIE-Bench's folder")
     from minedit.cli import output  # and what measures, once the arguments are right
-    from minedit.metrics import asked, evaluate, kept, measured
+    from minedit.metrics import asked, evaluate, measured
     from minedit.metrics.evaluate import How
+    from minedit.picturebook.training.workers import together
 
     tasks = _seeded(asked.few(asked.tasks(args.pairs, args.split), args.limit), args.seed)
     world, masks = all(task.world for task in tasks), any(task.mask is not None for task in tasks)
@@ -52,16 +61,52 @@ def main(argv: list[str]) -> None:
     named = args.methods if args.methods != ["all"] else None
     for spec in named or ():
         evaluate.parsed(spec)
-    with output.folder(args.out):
+    with together("gloo", PATIENCE), _heard(), output.folder(args.out):
+        if "LOCAL_RANK" in os.environ and args.device == "cuda":  # torchrun
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
         sd = output.load(args)
         how = replace(how, specs=_specs(sd, named, how, world))
         tools = measured.tools(args.metrics, vars(args), world, masks, sd.device)
         for line in tools.absent:
             print(f"  note: {line}")
         told = {**_told(args, sd), **how.told(), "metrics": tools.told()}
-        with kept.rows(args.kept or args.out / "rows.jsonl", told) as rows:
-            if _run(args, sd, tools, tasks, how, rows):
-                _write(args, tasks, how, rows.found, told)
+        found = _shared(args, sd, tools, tasks, how, told)
+        if found is not None:
+            failed = sum("error" in found[spec, task.id] for spec in how.specs for task in tasks)
+            if failed:
+                print(f"  {failed} edits could not be made; the table counts them")
+            report.write(args, tasks, how, tools, found, told)
+
+
+def _heard() -> AbstractContextManager:
+    """Of several processes the first is heard; what the others say is what it says."""
+    from minedit.picturebook.training.workers import worker
+
+    return redirect_stdout(io.StringIO()) if worker() else nullcontext()
+
+
+def _shared(args: argparse.Namespace, sd: Model, tools: Tools, tasks: list[Task], how: How, told: dict) -> dict | None:
+    """All rows, of the first process, which takes those of the others; None where some are still to be made."""
+    from minedit.metrics import kept
+    from minedit.metrics.evaluate import groups
+    from minedit.picturebook.training.workers import all_of, worker, workers
+
+    file, own = args.kept or args.out / "rows.jsonl", groups(tasks, how)[worker() :: workers()]
+    if worker():
+        all_of(True)  # the first has taken what a run that was killed left
+        with kept.rows(kept.part(file, worker()), told, beside=file) as rows:
+            done = _run(args, sd, tools, own, how, rows)
+        all_of(done)
+        return None
+    with kept.rows(file, told) as rows:
+        all_of(True)
+        done = all_of(_run(args, sd, tools, own, how, rows))
+        for other in range(1, workers()):
+            if not kept.part(file, other).exists():
+                where = f"the rows of process {other} are not beside {shown(file, 300)}"
+                raise MineditError(f"{where}; give --out, or --kept, in a folder that all machines share")
+        rows.take()
+        return rows.found if done else None
 
 
 def _specs(sd: Model, named: list[str] | None, how: How, world: bool) -> tuple[str, ...]:
@@ -82,68 +127,25 @@ def _specs(sd: Model, named: list[str] | None, how: How, world: bool) -> tuple[s
     return tuple(specs)
 
 
-def _run(args: argparse.Namespace, sd: Model, tools: Tools, tasks: list[Task], how: How, rows: object) -> bool:
-    """Whether all edits are there."""
+def _run(args: argparse.Namespace, sd: Model, tools: Tools, own: list[list[Task]], how: How, rows: Rows) -> bool:
+    """Whether all of these edits are there."""
     from tqdm import tqdm
 
     from minedit.metrics.evaluate import evaluated
+    from minedit.picturebook.training.workers import worker
 
-    began, failed = time.perf_counter(), 0
-    show = (lambda task: lambda spec, made: _save(args.pictures, task, spec, made)) if args.pictures else lambda _: None
-    with tqdm(tasks, unit="edit", ncols=80, mininterval=1) as bar:
-        for done, task in enumerate(bar):
+    began, count = time.perf_counter(), sum(map(len, own))
+    show = partial(_save, args.pictures) if args.pictures else None
+    with tqdm(total=count, unit="edit", ncols=80, mininterval=1, disable=worker() > 0) as bar:
+        for group in own:
             if args.seconds is not None and time.perf_counter() - began > args.seconds:
-                print(
-                    f"  {done} of {len(tasks)} edits after {args.seconds:g} s; the same command goes on with the rest"
-                )
+                print(f"  {bar.n} of {count} edits after {args.seconds:g} s; the same command goes on with the rest")
                 return False
-            for row in evaluated(sd, tools, task, how, rows, show(task)):
+            for row in evaluated(sd, tools, group, how, rows, show):
                 if "error" in row:
-                    failed += 1
-                    bar.write(f"  {row['method']} cannot make {shown(task.id, 60)}: {row['error']}")
-    if failed:
-        print(f"  {failed} edits could not be made; the table counts them")
+                    bar.write(f"  {row['method']} cannot make {shown(row['id'], 60)}: {row['error']}")
+            bar.update(len(group))
     return True
-
-
-def _write(args: argparse.Namespace, tasks: list[Task], how: How, found: dict, told: dict) -> None:
-    import torch
-
-    from minedit.image import write_whole
-    from minedit.metrics import table
-
-    lines = table.summary(how.specs, tasks, found)
-    limit = {"limit": args.limit} if args.limit else {}
-    split = {"split": args.split} if args.pairs == WORLD else {}
-    told = {"benchmark": args.pairs, **split, **limit, **told, "date": date.today().isoformat()}
-    told |= {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "minedit": __version__,
-        "command": "minedit evaluate " + " ".join(args.said),
-    }
-    told["metrics"] = " ".join(
-        f"{name.replace(' ', '-')}:{weights}".rstrip(":") for name, weights in told["metrics"].items()
-    )
-    text = table.as_markdown(lines, told, f"{Path(args.pairs).name}: {len(tasks)} edits by {len(how.specs)} methods")
-    written = {"table.csv": table.as_csv(lines, told), "table.md": text}
-    for name, text in written.items():
-        write_whole(args.out / name, lambda part, text=text: part.write_text(text, encoding="utf-8"))
-    _print([line for line in lines if line["kind"] == table.ALL])
-    print(
-        f"wrote {', '.join(str(args.out / name) for name in written)}; rows in {args.kept or args.out / 'rows.jsonl'}"
-    )
-
-
-def _print(lines: list[dict]) -> None:
-    from minedit.metrics.columns import COLUMNS
-    from minedit.metrics.table import cell
-
-    width = max(len(line["method"]) for line in lines)
-    for name in lines[0]["figures"]:
-        print(f"{COLUMNS[name].title}: {COLUMNS[name].said}")
-        for line in lines:
-            print(f"  {line['method']:{width}}  {cell(name, line['figures'][name], line['edits'])}")
 
 
 def _told(args: argparse.Namespace, sd: Model) -> dict[str, object]:

@@ -24,8 +24,15 @@ SWEEPS = {  # verb → what an edit is drawn without, in turn
     "ablate-steps": "draw an edit without guidance at each step in turn",
     "swap": "draw an edit with each layer's output of the source in turn",
 }
+NUMBERS = (int, float, tuple)  # kinds of settings that may be swept
+FIGURES = {  # verb → one labelled picture of many edits
+    "ablate": "draw an edit by AdapEdit, by AdapEdit without each of its parts, and by Prompt-to-Prompt",
+    "sweep": "draw an edit at each of several values of one or two settings of a method",
+    "gallery": "draw the edits of a file, a row for each source",
+}
 ELSEWHERE = {  # verbs that read their own arguments
     "compare": "draw one edit by several methods, side by side",
+    **FIGURES,
     "evaluate": "measure methods on a benchmark",
     "maps": "show where words look, over the picture",
     **SWEEPS,
@@ -99,14 +106,7 @@ def parser(defaults: dict) -> Parser:
     change.add_argument("--method", default=DEFAULT, help=f"how to edit: {', '.join(METHODS)}")
     add_photo(change)
     _run_options(change)
-    kinds = [(f"--method {name}", kind) for name, kind in METHODS.items()]
-    kinds += [(f"--inversion {name}", kind) for name, kind in INVERSIONS.items()]
-    for name, kind in kinds:
-        group = change.add_argument_group(f"settings of {name}")
-        for field in own_first(kind):
-            owners = [other for _, other in kinds if field.name in settings(other)]
-            if owners[0] is kind:  # its option is that of all
-                _option(group, field, argparse.SUPPRESS, *(settings(other)[field.name] for other in owners))
+    add_settings(change)
 
     for verb in (draw, change):
         verb.set_defaults(**defaults)
@@ -126,7 +126,7 @@ def _verb(verbs: argparse._SubParsersAction, name: str, text: str) -> Parser:
 def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named: Setting) -> None:
     """The option of a setting. absent: its value where it is not given; named: what methods have by this name."""
     each, flag = named[0], field.name.replace("_", "-")
-    text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in (int, float, tuple) and bool(each.range))
+    text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in NUMBERS and bool(each.range))
     text += f" (default: {each.none if field.default is None else field.default})" * (field.default not in ((), ""))
     if each.kind is bool and each.choices:  # a switch with more positions
         group.add_argument(f"--no-{flag}", dest=field.name, action="store_false", default=absent, help="without")
@@ -138,6 +138,45 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
         how |= {"action": Several} if each.kind in (dict, list) else {}
         how |= {"nargs": "+"} if each.kind is dict else {}
     group.add_argument(f"--{flag}", default=absent, help=text.replace("%", "%%"), **how)
+
+
+def add_settings(parser: Parser, several: bool = False) -> None:
+    """Of all methods and inversions, absent where they are not given. several: values of numbers, commas between."""
+    kinds = [(f"--method {name}", kind) for name, kind in METHODS.items()]
+    kinds += [(f"--inversion {name}", kind) for name, kind in INVERSIONS.items()]
+    for name, kind in kinds:
+        group = parser.add_argument_group(f"settings of {name}")
+        for field in own_first(kind):
+            having = [other for _, other in kinds if field.name in settings(other)]
+            if having[0] is not kind:
+                continue  # its option is that of all
+            owners = [settings(other)[field.name] for other in having]
+            if several and owners[0].kind in NUMBERS:
+                flag, text = field.name.replace("_", "-"), f"{owners[0].help}, {owners[0].range}".rstrip(", ")
+                how = {"type": _values(reader(*owners)), "metavar": "X[,X]", "help": text.replace("%", "%%")}
+                group.add_argument(f"--{flag}", default=argparse.SUPPRESS, **how)
+            else:
+                _option(group, field, argparse.SUPPRESS, *owners)
+
+
+def _values(read: Callable[[str], object]) -> Callable[[str], list]:
+    """How to read values with commas between; none twice."""
+    return lambda text: list(dict.fromkeys(read(part.strip()) for part in text.split(",")))
+
+
+def add_seeds(parser: Parser) -> None:
+    text = "seeds, a row of the picture each, such as 0-3, in place of --seed"
+    parser.add_argument("--seeds", metavar="N-M", dest="seed", type=_seeds, default=argparse.SUPPRESS, help=text)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        first, last = (SEED.check("seed", int(part)) for part in (text.split("-") * 2)[:2])
+    except (ValueError, MineditError):
+        first, last = 1, 0
+    if not 0 <= last - first < 1000:
+        raise argparse.ArgumentTypeError(f"found {shown(repr(text))}, expected seeds such as 0-3, 1000 at most")
+    return list(range(first, last + 1))
 
 
 def add_threads(parser: argparse._ActionsContainer) -> None:

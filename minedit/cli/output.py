@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import fcntl
 import json
 import os
@@ -10,7 +11,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -217,7 +218,7 @@ def write(
     found: dict,
     seconds: float,
     said: tuple = (),
-    csv: str = "",
+    rows: Sequence[dict] = (),
 ) -> None:
     """Pictures, a JSON and maybe a CSV of one run, their names a number and `name`; says what was noted and written.
 
@@ -233,9 +234,9 @@ def write(
         files = {kind: folder / f"{number:04d}-{name}{kind}.png" for kind in pictures}
         for kind, path in files.items():
             image.save(path, pictures[kind], settings)
-        if csv:
+        if rows:
             files = {"csv": folder / f"{number:04d}-{name}{settings['verb']}.csv", **files}
-            image.write_whole(files["csv"], lambda part: part.write_text(csv, encoding="utf-8"))
+            image.write_whole(files["csv"], lambda part: _write_csv(part, rows))
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         record = {**settings, **found, "seconds": round(seconds, 2), "versions": versions}
         record["files"] = {kind: path.name for kind, path in files.items()}
@@ -245,3 +246,10 @@ def write(
     *others, last = files.values()  # the last picture is what one opens
     cost = f", {found['unet_rows']:,} rows of the UNet" if "unet_rows" in found else ""
     print(f"  {seconds:.1f} s{cost}; wrote {', '.join(map(str, [*others, path, last]))}")
+
+
+def _write_csv(path: Path, rows: Sequence[dict]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

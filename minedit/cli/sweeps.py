@@ -3,8 +3,6 @@
 Comes out: a labelled picture, a table of numbers with the edits that changed most; and a CSV of all.
 """
 
-import csv
-import io
 import time
 
 from minedit.cli import options
@@ -20,7 +18,7 @@ def main(argv: list[str]) -> None:
     if args.method not in list(METHODS):
         raise MineditError(f"method is {shown(repr(args.method))}, expected one of {', '.join(METHODS)}")
     from minedit.cli import output  # and what draws, once the arguments are right
-    from minedit.record.sweeps import FIELDS, sweep
+    from minedit.record.sweeps import sweep
 
     with output.folder(args.out):
         sd = output.load(args)
@@ -32,15 +30,11 @@ def main(argv: list[str]) -> None:
             pair, kind = (args.source, args.target, args.method), verb.removeprefix("ablate-")
             with output.progress() as progress:
                 found = sweep(sd, kind, *pair, layers=args.layers, progress=progress, **run)
-            text = io.StringIO()
-            writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(found.rows)
             settings = {"verb": verb, **dict(zip(("source", "target", "method"), pair, strict=True))}
             settings |= {"layers": args.layers, **run, **output.model_settings(args, sd)}
             name = f"seed{seed}-" if len(args.seed) > 1 else ""
             seconds, notes = time.perf_counter() - began, {"notes": [], "edits": len(found.cases) + 1}
-            output.write(args.out, name, {verb: found.picture()}, settings, notes, seconds, said, text.getvalue())
+            output.write(args.out, name, {verb: found.picture()}, settings, notes, seconds, said, found.rows)
 
 
 def _parser(verb: str) -> Parser:

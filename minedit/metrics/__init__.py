@@ -17,5 +17,7 @@ measured.py  an edit → its figures
 kept.py      rows that stay
 evaluate.py  a benchmark, methods and a model → rows
 table.py     rows → means and their intervals
+paper.py     these beside the AdapEdit paper's Table 1
+charts.py    these as pictures
 ```
 """

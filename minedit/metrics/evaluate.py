@@ -1,9 +1,9 @@
 """A benchmark, methods and a model -> a row for each edit: drawn, measured, kept.
 
-A method is asked for by its name, or by its name and settings: name:setting=value:setting=value. All methods that are
-asked for edit a source in one batch, so a row's `seconds`, the batch's divided by the edits in it, are a method's own
-only where it runs alone. Two frames are methods here, too: "copy" gives back the source, and "re-render", in the closed
-world, is the renderer's source and counterfactual through the autoencoder.
+A method is asked for by its name, or by its name and settings: name:setting=value:setting=value. All methods, and
+all edits of one source and seed, share a batch, so a row's `seconds`, the batch's divided by the edits in it, are a
+method's own only where it runs alone. Two frames are methods here, too: "copy" gives back the source, and
+"re-render", in the closed world, is the renderer's source and counterfactual through the autoencoder.
 """
 
 import json
@@ -19,7 +19,7 @@ from minedit.image import to_pil
 from minedit.inversion.choose import inversion_settings
 from minedit.methods.choose import METHODS, method_settings
 from minedit.metrics.asked import Task
-from minedit.metrics.kept import Row, Rows
+from minedit.metrics.kept import Key, Row, Rows
 from minedit.metrics.measured import Tools, measured, readings
 from minedit.picturebook.score import rendered, through
 from minedit.sampling.loop import Run
@@ -30,6 +30,8 @@ from minedit.verbs.edit import edits
 from minedit.verbs.generate import generate
 
 FRAMES = ("copy", "re-render")
+MOST = 12  # edits of one source in a batch, unless its methods are more
+Asked = tuple[str, Task]  # a method, as it was asked for, and the edit
 
 
 @dataclass(frozen=True)
@@ -85,55 +87,75 @@ def possible(sd: Model, spec: str, how: How, world: bool) -> None:
         check_reads(sd, name, method_settings(name, None, rest), how.photographs)
 
 
+def groups(tasks: Sequence[Task], how: How) -> list[list[Task]]:
+    """Edits of one source and seed, or photograph, which share a run: as many, by all methods, as MOST allows."""
+    found: dict[tuple, list[list[Task]]] = {}
+    size = max(1, MOST // max(1, len(how.specs)))
+    for task in tasks:
+        shows = (task.world.seed, repr(task.world.before)) if how.photographs and task.world else task.image
+        same = found.setdefault((task.source, task.seed, shows), [[]])
+        if len(same[-1]) == size:
+            same.append([])
+        same[-1].append(task)
+    order = {task.id: at for at, task in enumerate(tasks)}
+    return sorted((each for same in found.values() for each in same), key=lambda each: order[each[0].id])
+
+
 def evaluated(
-    sd: Model, tools: Tools, task: Task, how: How, rows: Rows, show: Callable[[str, Made], None] | None = None
+    sd: Model,
+    tools: Tools,
+    group: Sequence[Task],
+    how: How,
+    rows: Rows,
+    show: Callable[[Task, str, Made], None] | None = None,
 ) -> Iterator[Row]:
-    """The rows of an edit by every method, those that are there already as they are; the others are made and kept.
+    """The rows of edits of one source by every method, those that are there as they are; others are made and kept.
 
     show: is given every picture that is made. An edit that cannot be made has a row that says why: `error`.
     """
-    same = {"source": task.source, "target": task.target, "seed": task.seed}
-    missing = [spec for spec in how.specs if not rows.of((spec, task.id), same)]
-    for spec, made in _made(sd, task, how, missing).items() if missing else ():
-        row = {"method": spec, "id": task.id, "kind": task.kind, **same}
+    same = [{"source": task.source, "target": task.target, "seed": task.seed} for task in group]
+    wanted = [(spec, task, alike) for task, alike in zip(group, same, strict=True) for spec in how.specs]
+    missing = [(spec, task, alike) for spec, task, alike in wanted if not rows.of((spec, task.id), alike)]
+    found = _made(sd, how, [(spec, task) for spec, task, _ in missing]) if missing else {}
+    for spec, task, alike in missing:
+        row, made = {"method": spec, "id": task.id, "kind": task.kind, **alike}, found[spec, task.id]
         if isinstance(made, MineditError):
             rows.add(row | {"error": shown(made, 400)})
             continue
         if show:
-            show(spec, made)
+            show(task, spec, made)
         row |= {"seconds": round(made.seconds, 3), "figures": measured(tools, task, made.source, made.edit, made.drawn)}
         if read := readings(tools, task, made.source, made.edit):
             row |= {"read": list(read)}
         rows.add(row)
-    yield from (rows.found[spec, task.id] for spec in how.specs)
+    yield from (rows.found[spec, task.id] for spec, task, _ in wanted)
 
 
-def _made(sd: Model, task: Task, how: How, specs: Sequence[str]) -> dict[str, Made | MineditError]:
-    """The edit by each method, or what is wrong with it."""
-    found: dict[str, Made | MineditError] = {}
+def _made(sd: Model, how: How, asked: Sequence[Asked]) -> dict[Key, Made | MineditError]:
+    """Each edit of one source, or what is wrong with it."""
+    found: dict[Key, Made | MineditError] = {}
+    first = asked[0][1]
     try:
-        given = _photograph(sd, task, how) if how.photographs else None
+        given = _photograph(sd, first, how) if how.photographs else None
     except MineditError as error:
-        return dict.fromkeys(specs, error)
-    inverting = [spec for spec in specs if _inverts(spec)]
-    others = [spec for spec in specs if spec not in inverting and parsed(spec)[0] not in FRAMES]
-    for group, inversion in ((inverting, how.inversion), (others, None)):
-        for some in ([spec] for spec in group) if how.alone else [group]:
-            found |= _edits(sd, task, how, some, given, inversion)
-    if "re-render" in specs:
+        return {(spec, task.id): error for spec, task in asked}
+    inverting = [each for each in asked if _inverts(each[0])]
+    others = [each for each in asked if each not in inverting and parsed(each[0])[0] not in FRAMES]
+    for some, inversion in ((inverting, how.inversion), (others, None)):
+        for batch in ([each] for each in some) if how.alone else [some]:
+            found |= _edits(sd, how, batch, given, inversion)
+    drawn = next((made.source for made in found.values() if isinstance(made, Made)), None)
+    for spec, task in asked:
         began = time.perf_counter()
-        before, after = to_pil(through(sd, rendered(task.world, sd.config.image_size)))
-        found["re-render"] = Made(given or before, after, given and before, time.perf_counter() - began)
-    if "copy" in specs:
-        began = time.perf_counter()
-        drawn = next(
-            (made.source for spec, made in found.items() if isinstance(made, Made) and spec != "re-render"), None
-        )
-        try:
-            source = given or drawn or generate(sd, [task.source], seed=task.seed, **asdict(how.run)).images[0]
-            found["copy"] = Made(source, source, given and source, time.perf_counter() - began)
-        except MineditError as error:
-            found["copy"] = error
+        if spec == "re-render":
+            before, after = to_pil(through(sd, rendered(task.world, sd.config.image_size)))
+            found[spec, task.id] = Made(given or before, after, given and before, time.perf_counter() - began)
+        if spec == "copy":
+            try:
+                drawn = given or drawn or generate(sd, [task.source], seed=task.seed, **asdict(how.run)).images[0]
+                found[spec, task.id] = Made(drawn, drawn, given and drawn, time.perf_counter() - began)
+            except MineditError as error:
+                found[spec, task.id] = error
     return found
 
 
@@ -143,25 +165,25 @@ def _inverts(spec: str) -> bool:
 
 
 def _edits(
-    sd: Model, task: Task, how: How, specs: Sequence[str], given: Image | None, inversion: str | None
-) -> dict[str, Made | MineditError]:
-    """By several methods in one batch; one by one where that fails, to know which of them does."""
-    if not specs:
+    sd: Model, how: How, asked: Sequence[Asked], given: Image | None, inversion: str | None
+) -> dict[Key, Made | MineditError]:
+    """Several of one source in one batch; one by one where that fails, to know which of them does."""
+    if not asked:
         return {}
     more = {"image": given, "inversion": inversion} if given else {}
-    began = time.perf_counter()
+    began, first = time.perf_counter(), asked[0][1]
     try:
-        targets = [_target(spec, task) for spec in specs]
-        results = edits(sd, task.source, targets, seed=task.seed, **asdict(how.run), **more)
+        targets = [_target(spec, task) for spec, task in asked]
+        results = edits(sd, first.source, targets, seed=first.seed, **asdict(how.run), **more)
     except MineditError as error:
-        if len(specs) == 1:
-            return {specs[0]: error}
-        parts = (_edits(sd, task, how, [spec], given, inversion) for spec in specs)
-        return {spec: made for part in parts for spec, made in part.items()}
-    seconds = (time.perf_counter() - began) / len(specs)
+        if len(asked) == 1:
+            return {(asked[0][0], first.id): error}
+        parts = (_edits(sd, how, [each], given, inversion) for each in asked)
+        return {key: made for part in parts for key, made in part.items()}
+    seconds = (time.perf_counter() - began) / len(asked)
     return {
-        spec: Made(given or each.source, each.edited, given and each.source, seconds)
-        for spec, each in zip(specs, results, strict=True)
+        (spec, task.id): Made(given or each.source, each.edited, given and each.source, seconds)
+        for (spec, task), each in zip(asked, results, strict=True)
     }
 
 

@@ -1,8 +1,9 @@
-"""Several processes, started by `torchrun`, that train one module together: each on data of its own."""
+"""Several processes, started by `torchrun`, that train a module, or measure edits, together: each its own data."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -10,8 +11,10 @@ from torch import Tensor
 
 
 @contextmanager
-def together(backend: str) -> Iterator[None]:
+def together(backend: str, patience: timedelta | None = None) -> Iterator[None]:
     """Inside the block the processes that `torchrun` started, if it did, know of each other.
+
+    patience: how long one waits for the others; None for torch's own, minutes.
 
     They part before Python ends: a thread of gloo that then still lets go of a tensor ends its process (SIGABRT).
     """
@@ -20,7 +23,7 @@ def together(backend: str) -> Iterator[None]:
         return
     import torch.distributed.nn  # noqa: F401 - later, its functions would keep the processes' group as a default
 
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=patience)
     try:
         yield
     finally:
@@ -45,6 +48,15 @@ def first_worker_first() -> Iterator[None]:
     yield
     if workers() > 1 and not worker():
         dist.barrier()
+
+
+def all_of(flag: bool) -> bool:
+    """Whether it is so of every worker; waits for all."""
+    if workers() == 1:
+        return flag
+    found = torch.tensor(int(flag))
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return bool(found)
 
 
 @torch.no_grad()
