@@ -22,7 +22,7 @@ help: ## list the targets
 edit: $(VENV)/installed ## edit one picture with the embedded checkpoint; pictures and settings go to out/
 	$(BIN)/minedit edit "$(SOURCE)" "$(TARGET)" --seed $(SEED) --out "$(OUT)" $(ARGS)
 
-test: $(VENV)/installed ## run the tests, about five minutes
+test: $(VENV)/installed ## run the tests, about eight minutes
 	$(BIN)/python -m pytest -q $(ARGS)
 
 lint: $(VENV)/installed ## ruff, its formatter, the import direction, the notebooks' state

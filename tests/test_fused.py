@@ -196,15 +196,15 @@ def test_without_triton_the_layers_stay_torchs(monkeypatch):
 
 
 def test_they_compile_without_spilling(tmp_path):
-    """For GPUs that need not be here; registers, shared memory and spills are printed (pytest -s)."""
+    """For GPUs that need not be here; `make kernels` has those of float32 too, which take as long again."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     verb = [sys.executable, "-m", "minedit", "kernels", "compiled", "fused", "--out", tmp_path]
-    done = subprocess.run([*verb, *("--dtype", "float16,float32")], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*verb, "--dtype", "float16"], env=environment, capture_output=True, text=True)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("sm_")]
-    assert len(rows) > 30 and {row[-1] for row in rows} == {"0"}
+    assert len(rows) > 15 and {row[-1] for row in rows} == {"0"}
 
 
 def test_a_kernel_that_gives_other_numbers_is_not_used(monkeypatch):
