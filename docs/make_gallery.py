@@ -1,4 +1,8 @@
-"""Twelve edits by the embedded model as one picture, the README's: `python docs/make_gallery.py OUT.png`."""
+"""Edits by the embedded model: `python docs/make_gallery.py docs/gallery.png [docs/methods.jpg]`.
+
+The first is the README's, twelve edits by AdapEdit; the second has eight pairs, each edited by every method that draws
+its source.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from PIL import Image
 
 from minedit.files.checkpoint import Model, load
 from minedit.image import grid, save
-from minedit.verbs.edit import edit
+from minedit.methods.choose import METHODS
+from minedit.verbs.edit import edit, edits
 
 # (source, target, seed), the best of 0 to 5; the first of 0 to 35, the third of 0 to 23. All but two are soft.
 EDITS = (
@@ -26,6 +31,7 @@ EDITS = (
     ("an apple on the table", "a hamburger on the table", 1),
 )
 SCALE = 1.5  # of the pictures in the sheet
+COMPARED = (*(EDITS[at] for at in (0, 7, 5, 3, 8, 9, 2)), ("a dog on the beach", "a dog in the snow", 1))
 
 
 def gallery(model: Model) -> Image.Image:
@@ -39,5 +45,19 @@ def gallery(model: Model) -> Image.Image:
     return grid(pictures, captions, columns=6)
 
 
+def compared(model: Model) -> Image.Image:
+    """A row for each of COMPARED: the source, then its edit by each method; 25 steps."""
+    names = [name for name in METHODS if not getattr(METHODS[name], "reads_photo", False)]
+    pictures, captions = [], []
+    for source, target, seed in COMPARED:
+        found = edits(model, source, [{"target": target, "method": name} for name in names], seed=seed, steps=25)
+        pictures += [found[0].source, *(each.edited for each in found)]
+        captions += [f"{source} → {target}", *names]
+    return grid(pictures, captions, columns=1 + len(names))
+
+
 if __name__ == "__main__":
-    save(sys.argv[1] if len(sys.argv) > 1 else "gallery.png", gallery(load()), {"edits": EDITS})
+    sd = load()
+    save(sys.argv[1] if len(sys.argv) > 1 else "gallery.png", gallery(sd), {"edits": EDITS})
+    if len(sys.argv) > 2:
+        compared(sd).save(sys.argv[2], quality=85)

@@ -14,6 +14,11 @@ HEAD = """# Methods and their settings
 `minedit edit --method NAME` and `minedit.edit(sd, source, target, "NAME")` take each of these. A setting is a keyword
 of `minedit.edit` and, with dashes, an option of the command line. This page is made from the code by `make methods`.
 
+![Eight edits by each method, of the embedded model, 25 steps: MasaCtrl leaves colours and places as they were,
+Plug-and-Play fails at a new pose, h-Edit changes colours that nobody asked for](methods.jpg)
+
+How well each does: [results.md](results.md).
+
 To add a method, write a frozen dataclass of settings with a function `prepare(job) -> Way`
 (`minedit/methods/__init__.py` says what a Way can do) and give it a name: `minedit.METHODS["mine"] = Mine`.
 """
