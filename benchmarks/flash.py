@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -27,7 +26,7 @@ if "--tiny" in sys.argv:
 import torch
 import torch.nn.functional as F
 import triton
-from tiles import microseconds
+from tiles import compiled_ahead, microseconds, told
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -82,10 +81,6 @@ def compiled(sizes: Sizes) -> str:
     except Exception as error:  # out of shared memory, or whatever a compiler has to say
         return told(error)
     return ""
-
-
-def told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:90]}" if str(error) else type(error).__name__
 
 
 def by_torch(q: Tensor, k: Tensor, v: Tensor, chosen: SDPBackend | None) -> Tensor:
@@ -147,7 +142,7 @@ def main() -> None:
         jobs = jobs[:3]
     else:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}", flush=True)
-        faults = compiled_ahead(jobs, args.workers, began + args.seconds * 0.55)
+        faults = compiled_ahead(compiled, [(sizes,) for sizes in jobs], args.workers, began + args.seconds * 0.55)
         print(f"{len(faults)} of {len(jobs)} launches compiled after {time.perf_counter() - began:.0f} s", flush=True)
         for i, fault in faults.items():
             if fault:
@@ -160,22 +155,6 @@ def main() -> None:
             if len(jobs) > BEST:
                 jobs = [rows[i]["sizes"] for _, i in right[:BEST]]
     print(f"{time.perf_counter() - began:.0f} s")
-
-
-def compiled_ahead(jobs: list[Sizes], workers: int, until: float) -> dict[int, str]:
-    """Fault or nothing of each job that was compiled in time."""
-    found = {}
-    pool = ProcessPoolExecutor(workers, mp_context=torch.multiprocessing.get_context("spawn"))
-    futures = {pool.submit(compiled, sizes): i for i, sizes in enumerate(jobs)}
-    try:
-        for future in as_completed(futures, timeout=max(1, until - time.perf_counter())):
-            found[futures[future]] = str(future.exception() or future.result())
-    except TimeoutError:
-        pass
-    for process in list(pool._processes.values()):  # one that hangs in a compiler must not hold up the rest
-        process.terminate()
-    pool.shutdown(wait=False, cancel_futures=True)
-    return found
 
 
 def report(new: list[dict], before: list[dict], path: Path) -> list[dict]:

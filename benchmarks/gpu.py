@@ -34,6 +34,7 @@ from minedit.attention.rules import Attn
 from minedit.config import SD14
 from minedit.files.checkpoint import DTYPES, tokenizer
 from minedit.lab.cases import cases, real_shapes, small_shapes
+from minedit.lab.clock import CALLS, elapsed, peak, replayed
 from minedit.sampling.loop import context
 from minedit.speed.fast import fast, fusing, lay_out
 from minedit.speed.graphs import Recorded
@@ -53,6 +54,7 @@ PARTLY = (  # what an edit's time is made of: four rows and no edit; words pinne
     ("gates", ("adapedit", {"tau": 0.0, "fwt_steps": 1})),
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HERE = torch.device(DEVICE)
 Rows = Iterator[dict]
 
 
@@ -95,10 +97,10 @@ def attention(args: argparse.Namespace) -> Rows:
             work = lambda: attend(case.q, case.k, case.v, case.rule)  # noqa: B023, E731
             took[name] = milliseconds(work, args)
             if DEVICE == "cuda":  # what a recorded step pays: no Python, no launches
-                took[f"{name}, replayed"] = milliseconds(replayed(work), args)
+                took[f"{name}, replayed"] = milliseconds(replayed(work, HERE), args) / CALLS
         if DEVICE == "cuda":
             plain = lambda: F.scaled_dot_product_attention(case.q, case.k, case.v)  # noqa: B023, E731
-            took["plain, replayed"] = milliseconds(replayed(plain), args)
+            took["plain, replayed"] = milliseconds(replayed(plain, HERE), args) / CALLS
         for name, ms in took.items():
             yield row(f"attention {name}, {shape}", ms * 1e3, "us")
         for how in ("", ", replayed"):
@@ -107,22 +109,6 @@ def attention(args: argparse.Namespace) -> Rows:
                 yield row(f"fused edit / plain call{how}, {shape}", ratio("fused", "plain"), "x", "<= 1.25")
                 yield row(f"eager edit / fused edit{how}, {shape}", ratio("eager", "fused"), "x", ">= 3")
                 yield row(f"sdpa edit / fused edit{how}, {shape}", ratio("sdpa", "fused"), "x")
-
-
-def replayed(work: Callable[[], object], calls: int = 20) -> Callable[[], object]:
-    """`calls` of `work` as one CUDA graph; `milliseconds` knows how many they are."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            work()
-    replay = lambda: graph.replay()  # noqa: E731
-    replay.calls = calls
-    return replay
 
 
 def steps(args: argparse.Namespace) -> Rows:
@@ -163,10 +149,10 @@ def steps(args: argparse.Namespace) -> Rows:
             forward(*inputs)
             first = time.perf_counter() - began
             ms = milliseconds(lambda: forward(*inputs), args)  # noqa: B023
-            peak = peak_mb(lambda: forward(*inputs))  # noqa: B023
+            held = peak(lambda: forward(*inputs), HERE) / 2**20  # noqa: B023
         yield row(f"step of 2 rows, {name}", ms, "ms")
         yield row(f"steps a second of 2 rows, {name}", 1e3 / ms, "it/s", ">= 150" * (kind == "fast"))
-        yield row(f"peak memory of a step of 2 rows, {name}", peak, "MB")
+        yield row(f"peak memory of a step of 2 rows, {name}", held, "MB")
         yield row(f"first call, {name}", first, "s")
     for what in ("", " --fast"):
         sd = model(args, bool(what))
@@ -264,39 +250,11 @@ def cudnn_benchmark(on: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def peak_mb(work: Callable[[], object]) -> float:
-    """Most memory that `work` held beside what was held before it."""
-    if DEVICE != "cuda":
-        return 0.0
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
 def milliseconds(work: Callable[[], object], args: argparse.Namespace) -> float:
     """Median time of `work()`; short works are repeated within a measurement."""
     work()
-    calls = 1 if args.tiny or _elapsed(work, 1) > 20 else 50
-    return statistics.median(_elapsed(work, calls) for _ in range(args.repeats)) / getattr(work, "calls", 1)
-
-
-def _elapsed(work: Callable[[], object], calls: int) -> float:
-    if DEVICE == "cpu":
-        began = time.perf_counter()
-        for _ in range(calls):
-            work()
-        return (time.perf_counter() - began) * 1e3 / calls
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(calls):
-        work()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / calls
+    calls = 1 if args.tiny or elapsed(work, 1, HERE) > 0.02 else 50
+    return statistics.median(elapsed(work, calls, HERE) for _ in range(args.repeats)) * 1e3 / calls
 
 
 def row(what: str, value: float, unit: str, goal: str = "") -> dict:

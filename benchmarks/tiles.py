@@ -13,10 +13,9 @@ import argparse
 import csv
 import itertools
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from unittest import mock
@@ -27,13 +26,12 @@ if "--tiny" in sys.argv:
 import torch
 import torch.nn.functional as F
 import triton
-from gpu import replayed
 
 from minedit.attention import triton as kernels
 from minedit.lab.cases import Case, Shape, cases
 from minedit.lab.check import answers, judge
+from minedit.lab.clock import CALLS, elapsed, repeated, replayed
 
-CALLS = 20  # in one graph
 Sizes = dict[str, int]
 CROSS = tuple(
     Shape("cross", b, 8, n, 77, d) for b in (4, 2) for n, d in ((4096, 40), (1024, 80), (256, 160), (64, 160))
@@ -76,27 +74,22 @@ def compiled(shape: Shape, rule: str, sizes: Sizes) -> str:
             kernels.attend(case.q, case.k, case.v, case.rule)
         torch.cuda.synchronize()
     except Exception as error:  # out of shared memory, or whatever a compiler has to say
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
+        return told(error)
     return ""
+
+
+def told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:90]}" if str(error) else type(error).__name__
 
 
 def microseconds(work: Callable[[], object], tiny: bool) -> float:
     """One call of a graph of CALLS, the median of five."""
     if tiny:
-        began = time.perf_counter()
-        work()
-        return (time.perf_counter() - began) * 1e6
-    replay = replayed(work, CALLS)
+        return elapsed(work, 1, torch.device("cpu")) * 1e6
+    here = torch.device("cuda")
+    replay = replayed(work, here)
     replay()
-    took = []
-    for _ in range(5):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        replay()
-        end.record()
-        torch.cuda.synchronize()
-        took.append(begin.elapsed_time(end) * 1e3 / CALLS)
-    return statistics.median(took)
+    return repeated(lambda: elapsed(replay, 1, here), 5, 0).median * 1e6 / CALLS
 
 
 def tried(case: Case, expected: tuple, sizes: Sizes, tiny: bool) -> tuple[float, str]:
@@ -108,7 +101,7 @@ def tried(case: Case, expected: tuple, sizes: Sizes, tiny: bool) -> tuple[float,
                 return float("nan"), f"{found.status}: {found.report[0][:90]}"
             return microseconds(lambda: kernels.attend(case.q, case.k, case.v, case.rule), tiny), ""
     except Exception as error:
-        return float("nan"), f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
+        return float("nan"), told(error)
 
 
 def main() -> None:
@@ -134,7 +127,7 @@ def main() -> None:
     faults = {}
     if not tiny:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}", flush=True)
-        faults = compiled_ahead(jobs, args.workers, began + args.seconds * 0.6)
+        faults = compiled_ahead(compiled, [job[1:] for job in jobs], args.workers, began + args.seconds * 0.6)
         print(f"{len(faults)} of {len(jobs)} candidates compiled after {time.perf_counter() - began:.0f} s", flush=True)
     rows, known = [], {}
     for i, (_, shape, rule, sizes) in enumerate(jobs):
@@ -149,18 +142,17 @@ def main() -> None:
             known[shape, rule] = case, answers(case), plain
         case, expected, plain = known[shape, rule]
         us, fault = (float("nan"), faults[i]) if faults.get(i) else tried(case, expected, sizes, tiny)
-        told = {"shape": str(shape), "rule": rule, **sizes, "us": round(us, 2), "of_plain": round(us / plain, 3)}
-        rows.append(told | {"fault": fault})
+        row = {"shape": str(shape), "rule": rule, **sizes, "us": round(us, 2), "of_plain": round(us / plain, 3)}
+        rows.append(row | {"fault": fault})
     report(rows, args.out / "tiles.csv")
     print(f"{time.perf_counter() - began:.0f} s")
 
 
-def compiled_ahead(jobs: list, workers: int, until: float) -> dict[int, str]:
-    """Fault or nothing of each job that was compiled in time."""
+def compiled_ahead(compiled: Callable[..., str], jobs: Sequence[tuple], workers: int, until: float) -> dict[int, str]:
+    """What `compiled` says of each job, its arguments, that was compiled in time: a fault or nothing."""
     found = {}
-    context = torch.multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    futures = {pool.submit(compiled, *job[1:]): i for i, job in enumerate(jobs)}
+    pool = ProcessPoolExecutor(workers, mp_context=torch.multiprocessing.get_context("spawn"))
+    futures = {pool.submit(compiled, *job): i for i, job in enumerate(jobs)}
     try:
         for future in as_completed(futures, timeout=max(1, until - time.perf_counter())):
             found[futures[future]] = str(future.exception() or future.result())

@@ -4,7 +4,7 @@ import argparse
 import time
 
 from minedit.cli import options
-from minedit.cli.parser import Formatter, Parser
+from minedit.cli.parser import Parser, parser_of
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import inversion_settings
 from minedit.methods.choose import METHODS
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser("minedit compare", description=__doc__, formatter_class=Formatter, allow_abbrev=False)
+    parser = parser_of("compare", __doc__)
     parser.add_argument("source", metavar="SOURCE", help="prompt of the picture to start from")
     parser.add_argument("target", metavar="TARGET", help="prompt of the edited picture")
     text = f"all, or some of {', '.join(METHODS)}, with commas between; each by its default settings"

@@ -1,13 +1,20 @@
 """`minedit edit`: a picture and its edit, for each pair of prompts and seed."""
 
+from __future__ import annotations
+
 import argparse
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from minedit import image, photo
 from minedit.cli import output, steering
 from minedit.cli.pairs import Asked, asked
 from minedit.config import shown
-from minedit.inversion.choose import name_of
+from minedit.inversion.choose import arguments, name_of
+
+if TYPE_CHECKING:
+    from minedit.sampling.numbers import Numbers
+    from minedit.stack.model import Model
 
 
 def run(args: argparse.Namespace) -> None:
@@ -17,8 +24,7 @@ def run(args: argparse.Namespace) -> None:
     for each in edits:
         if each.image:
             photo.read(each.image)  # what cannot be read is said before anything is drawn
-    from minedit.verbs.asked import sized  # and torch, once the arguments are right
-    from minedit.verbs.edit import edit
+    from minedit.verbs.edit import edit  # and torch, once the arguments are right
     from minedit.verbs.results import record
 
     with output.folder(args.out):
@@ -30,9 +36,7 @@ def run(args: argparse.Namespace) -> None:
         output.check_letters(*(text for each in edits for text in (each.source, each.target) if text))
         for each, seed in runs:
             what = each.source, each.target, each.method
-            picture, digest = photograph(args, each)
-            shape = picture or steer.get("hint")
-            numbers = sized(sd, shape, each.run) if shape else each.run
+            numbers, given, digest = prepared(args, each, sd, steer)
             settings = {"verb": "edit", **record(sd, *what, seed, numbers, each.settings, digest, each.inverse)}
             settings |= {"image": str(each.image.absolute())} if each.image else {}
             settings |= output.model_settings(args, sd) | told
@@ -44,17 +48,9 @@ def run(args: argparse.Namespace) -> None:
             by += f" by inversion {name_of(each.inverse)}" if each.inverse else ""
             print(f"  {each.method}{by}, seed {seed}, {each.run.steps} steps, guidance {each.run.guidance}")
             said = output.forewarn(sd, each.source, each.target, inverted=bool(each.inverse))
-            more = {"inversion": name_of(each.inverse), **asdict(each.inverse)} if each.inverse else {}
             with output.progress() as progress:
-                calls = {
-                    "progress": progress,
-                    "on_step": preview,
-                    "settings": each.settings,
-                    "image": picture,
-                    **steer,
-                    **more,
-                }
-                res = edit(sd, *what, seed=seed, **asdict(numbers), **calls)
+                calls = {"progress": progress, "on_step": preview, "settings": each.settings, **given}
+                res = edit(sd, *what, seed=seed, **calls)
             texts = [shown(word.text, 40) for word in res.words]
             width = max(map(len, texts), default=0)
             print(f"  {'word':{width}}  kind      τ, fraction of the steps")
@@ -68,7 +64,17 @@ def run(args: argparse.Namespace) -> None:
             )
 
 
-def photograph(args: argparse.Namespace, each: Asked) -> tuple:
+def prepared(args: argparse.Namespace, each: Asked, sd: Model, steer: dict) -> tuple[Numbers, dict, str | None]:
+    """The run's numbers; what `edit` takes beside prompts, method, settings and seed; the photograph's hash."""
+    from minedit.verbs.asked import sized
+
+    picture, digest = _photograph(args, each)
+    shape = picture or steer.get("hint")
+    numbers = sized(sd, shape, each.run) if shape else each.run
+    return numbers, {"image": picture, **steer, **arguments(each.inverse), **asdict(numbers)}, digest
+
+
+def _photograph(args: argparse.Namespace, each: Asked) -> tuple:
     """The photograph and its hash; says so where it is not the one that the picture of --from was made of."""
     if each.image is None:
         return None, None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minedit.cli import options, report
-from minedit.cli.parser import Formatter, Parser
+from minedit.cli.parser import Parser, parser_of
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import DEFAULT as INVERSION
 from minedit.inversion.choose import INVERSIONS
@@ -196,7 +196,7 @@ def _groups(text: str) -> list[str]:
 
 
 def _parser() -> Parser:
-    parser = Parser("minedit evaluate", description=__doc__, formatter_class=Formatter, allow_abbrev=False)
+    parser = parser_of("evaluate", __doc__)
     text = (
         f"{WORLD}, the closed world; a .jsonl of pairs (InstructPix2Pix's 700, EditEval, your own); PIE-Bench's folder"
     )

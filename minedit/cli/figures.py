@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minedit.cli import options
-from minedit.cli.parser import Formatter, Parser
+from minedit.cli.parser import Parser, parser_of
 from minedit.config import MineditError, shown
 from minedit.inversion.choose import INVERSIONS, inversion_settings, name_of
 from minedit.methods.choose import DEFAULT, METHODS, method_settings
@@ -219,12 +219,7 @@ def _parts(found: list, size: int) -> list[list]:
 
 def _parser(verb: str) -> Parser:
     text = options.FIGURES[verb]
-    parser = Parser(
-        f"minedit {verb}",
-        description=text[0].upper() + text[1:] + ", in one labelled picture.",
-        formatter_class=Formatter,
-        allow_abbrev=False,
-    )
+    parser = parser_of(verb, text[0].upper() + text[1:] + ", in one labelled picture.")
     if verb == "gallery":
         text = 'an edit a line: {"source": "...", "target": "..."}, and settings of its own, such as "seed": 3'
         parser.add_argument("pairs", metavar="PAIRS.jsonl", type=options.path, help=text)

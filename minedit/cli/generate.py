@@ -13,6 +13,7 @@ def run(args: argparse.Namespace) -> None:
     steering.check(args)
     pairs = [(prompt, seed) for prompt in args.prompts for seed in dict.fromkeys(args.seed)]
     from minedit.sampling.loop import Run  # and torch, once the arguments are right
+    from minedit.verbs.asked import read_prompt
     from minedit.verbs.generate import generate
 
     with output.folder(args.out):
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
         preview = output.preview(args, sd)
         Run(height=args.height, width=args.width).fits(sd, 1)
         for prompt in args.prompts:
-            output.check_prompt(sd, prompt)
+            read_prompt(sd, prompt)
         for prompt, seed in pairs:
             began = time.perf_counter()
             run = output.arguments(args, seed)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from minedit.cli import options, origin
-from minedit.cli.parser import Formatter, Parser
+from minedit.cli.parser import parser_of
 from minedit.config import MineditError
-from minedit.inversion.choose import name_of
 from minedit.sampling.numbers import SEED
 from minedit.settings import Settings, settings
 
@@ -26,7 +25,7 @@ def main(argv: list[str]) -> None:
     own, rest = _parser().parse_known_args(argv)
     args = origin.parse(["edit", *(["--steps", str(STEPS)] if "--steps" not in rest else []), *rest])
     from minedit.cli import output, steering  # Pillow, once the arguments are right
-    from minedit.cli.edit import photograph
+    from minedit.cli.edit import prepared
     from minedit.cli.pairs import asked
 
     if args.pairs is not None or args.preview is not None:
@@ -37,23 +36,17 @@ def main(argv: list[str]) -> None:
     from minedit.report.page import Page, xray
     from minedit.report.studio import Studio
     from minedit.sampling.loop import Progress
-    from minedit.verbs.asked import sized
 
     sd = output.load(args)
     steer, _ = steering.load(args, sd)
     each.check(sd)
-    picture, _ = photograph(args, each)
-    shape = picture or steer.get("hint")
-    numbers = sized(sd, shape, each.run) if shape else each.run
-    more = {"inversion": name_of(each.inverse), **asdict(each.inverse)} if each.inverse else {}
-    more |= {"image": picture, **steer, **asdict(numbers)}
-
+    _, given, _ = prepared(args, each, sd, steer)
     words = [word.text for word in sd.tokenizer.encode(each.target).words]
 
     def draw(asked: Mapping[str, object], progress: Progress) -> Page:
         now = {"settings": again(each.settings, asked), "seed": asked.get("seed", each.seeds[0])}
         pair = each.source, each.target, each.method
-        return xray(sd, *pair, every=own.every, progress=progress, **{**more, **now})
+        return xray(sd, *pair, every=own.every, progress=progress, **{**given, **now})
 
     told = {"settings": dragged(each.settings, each.seeds[0], words)}
     with Studio(draw) as studio, served(studio, told, own.port) as server:
@@ -90,7 +83,7 @@ def again(chosen: Settings, asked: Mapping[str, object]) -> Settings:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("minedit live", description=__doc__, formatter_class=Formatter, allow_abbrev=False)
+    parser = parser_of("live", __doc__)
     text = "port of 127.0.0.1; 0 for any that is free"
     parser.add_argument("--port", metavar="N", type=options.number(int, 0, 65535), default=8123, help=text)
     text = "show every N-th step of the run, and the last"

@@ -4,7 +4,7 @@ import re
 import time
 
 from minedit.cli import options
-from minedit.cli.parser import Formatter, Parser
+from minedit.cli.parser import Parser, parser_of
 from minedit.config import MineditError, shown
 
 
@@ -18,11 +18,12 @@ def main(argv: list[str]) -> None:
 
     picture = photo.upright(photo.read(args.image)) if args.image else None
     from minedit.record.words import word_maps  # and torch, once the picture is read
+    from minedit.verbs.asked import read_prompt
     from minedit.verbs.generate import generate
 
     with output.folder(args.out):
         sd = output.load(args)
-        output.check_prompt(sd, args.prompt)
+        read_prompt(sd, args.prompt)
         for seed in args.seed:
             began, run = time.perf_counter(), output.arguments(args, seed)
             print(f"\n{shown(repr(args.prompt), 400)}, seed {seed}")
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser("minedit maps", description=__doc__, formatter_class=Formatter, allow_abbrev=False)
+    parser = parser_of("maps", __doc__)
     parser.add_argument("prompt", metavar="PROMPT", help="what the picture shows")
     text = "words or phrases of the prompt; all their tokens and places count, and dog is dogs"
     parser.add_argument("--words", metavar="WORD", nargs="+", type=str, help=text)

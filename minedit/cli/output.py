@@ -25,7 +25,6 @@ from minedit.speed import threads
 if TYPE_CHECKING:
     from minedit.sampling.loop import Step
     from minedit.stack.model import Model
-    from minedit.stack.tokens import Prompt
     from minedit.verbs.asked import OnStep
 
 PREVIEW_EVERY = 5  # steps
@@ -36,14 +35,6 @@ FOUND = {"words", "notes", "pair", "unet_rows", "seconds", "versions", "files", 
 def arguments(args: argparse.Namespace, seed: int) -> dict:
     """Arguments of generate and edit."""
     return {"seed": seed} | {field.name: getattr(args, field.name) for field in fields(Numbers)}
-
-
-def check_prompt(sd: Model, text: str) -> Prompt:
-    """Raises MineditError for one that is too long, or has no words."""
-    prompt = sd.tokenizer.encode(text)
-    if not prompt.words:
-        raise MineditError(f"prompt {shown(repr(text))} has no words; write what the picture shows")
-    return prompt
 
 
 def forewarn(sd: Model, *texts: str, inverted: bool = False) -> tuple[str, ...]:

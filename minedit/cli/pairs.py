@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minedit.cli import options, output
+from minedit.cli import options
 from minedit.config import MineditError, foreign_json, shown
 from minedit.inversion.choose import inversion_settings
 from minedit.methods.choose import METHODS, method_settings
@@ -51,14 +51,11 @@ class Asked:
     def check(self, sd: Model) -> None:
         """What only the model knows. Raises MineditError."""
         from minedit.sampling.loop import Run
-        from minedit.verbs.asked import check_reads
+        from minedit.verbs.asked import check_reads, read_prompt
 
         try:
             check_reads(sd, self.method, self.settings, self.image is not None)
-            pair = [
-                output.check_prompt(sd, text) if text else sd.tokenizer.encode("")
-                for text in (self.source, self.target)
-            ]
+            pair = [read_prompt(sd, text or "", empty=not text) for text in (self.source, self.target)]
             if not self.image:
                 Run(**asdict(self.run)).fits(sd, 2)
             if check := getattr(self.settings, "check_words", None):

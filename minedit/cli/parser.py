@@ -41,6 +41,11 @@ class Parser(argparse.ArgumentParser):
         raise MineditError(f"{message}; see {self.prog} --help")
 
 
+def parser_of(verb: str, text: str) -> Parser:
+    """The parser of `minedit VERB`. text: what it does."""
+    return Parser(f"minedit {verb}", description=text, formatter_class=Formatter, allow_abbrev=False)
+
+
 class Several(argparse.Action):
     """Values of an option that may be given again: those that follow are added to those before, not to its default."""
 

@@ -6,7 +6,7 @@ Comes out: a labelled picture, a table of numbers with the edits that changed mo
 import time
 
 from minedit.cli import options
-from minedit.cli.parser import Formatter, Parser
+from minedit.cli.parser import Parser, parser_of
 from minedit.config import MineditError, shown
 from minedit.methods.choose import DEFAULT, METHODS
 
@@ -39,12 +39,7 @@ def main(argv: list[str]) -> None:
 
 def _parser(verb: str) -> Parser:
     text = options.SWEEPS[verb]
-    parser = Parser(
-        f"minedit {verb}",
-        description=text[0].upper() + text[1:] + ", and measure what changes.",
-        formatter_class=Formatter,
-        allow_abbrev=False,
-    )
+    parser = parser_of(verb, text[0].upper() + text[1:] + ", and measure what changes.")
     parser.add_argument("source", metavar="SOURCE", help="prompt of the picture to start from")
     parser.add_argument("target", metavar="TARGET", help="prompt of the edited picture")
     parser.add_argument("--method", default=DEFAULT, help=f"how to edit: {', '.join(METHODS)}")

@@ -4,13 +4,11 @@ Takes all options of `minedit edit`, one pair of prompts and one seed.
 """
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from minedit.cli import options, origin
-from minedit.cli.parser import Formatter, Parser
+from minedit.cli.parser import Parser, parser_of
 from minedit.config import MineditError, shown
-from minedit.inversion.choose import name_of
 
 
 def main(argv: list[str]) -> None:
@@ -21,7 +19,7 @@ def main(argv: list[str]) -> None:
             raise MineditError(f"--{name} makes {what}, and a page shows one edit; leave it out")
     from minedit import image  # Pillow, once the arguments are right
     from minedit.cli import output, steering
-    from minedit.cli.edit import photograph
+    from minedit.cli.edit import prepared
     from minedit.cli.pairs import asked
 
     steering.check(args)
@@ -29,23 +27,18 @@ def main(argv: list[str]) -> None:
     if len(each.seeds) > 1:
         raise MineditError(f"there are {len(each.seeds)} seeds, and a page shows one edit; expected one: --seed N")
     from minedit.report.page import xray  # and torch
-    from minedit.verbs.asked import sized
 
     began = time.perf_counter()
     with output.folder(own.out.parent):
         sd = output.load(args)
         steer, _ = steering.load(args, sd)
         each.check(sd)
-        picture, _ = photograph(args, each)
-        shape = picture or steer.get("hint")
-        numbers = sized(sd, shape, each.run) if shape else each.run
+        numbers, given, _ = prepared(args, each, sd, steer)
         print(f"\n{shown(repr(each.source), 400)} -> {shown(repr(each.target), 400)}")
         print(f"  {each.method}, seed {each.seeds[0]}, {numbers.steps} steps, every {own.every} shown")
         output.forewarn(sd, each.source, each.target, inverted=bool(each.inverse))
-        more = {"inversion": name_of(each.inverse), **asdict(each.inverse)} if each.inverse else {}
-        more |= {"settings": each.settings, "image": picture, **steer, **asdict(numbers)}
         with output.progress() as progress:
-            pair = each.source, each.target, each.method
+            pair, more = (each.source, each.target, each.method), {"settings": each.settings, **given}
             page = xray(sd, *pair, every=own.every, seed=each.seeds[0], progress=progress, **more)
         image.write_whole(own.out, lambda part: part.write_text(page.html, encoding="utf-8"))
     for note in page.result.notes:
@@ -57,7 +50,7 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> Parser:
     text = __doc__ + "\nminedit edit --help lists them."
-    parser = Parser("minedit xray", description=text, formatter_class=Formatter, allow_abbrev=False)
+    parser = parser_of("xray", text)
     text = "the page's file"
     parser.add_argument("--out", metavar="PAGE", type=options.path, default=Path("xray.html"), help=text)
     text = "show every N-th step of the run, and the last, to keep the page small"

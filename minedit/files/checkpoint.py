@@ -17,9 +17,9 @@ from minedit.attention.rules import Attend
 from minedit.config import IP2P, SD14, Config, MineditError, shown
 from minedit.files.declared import honoured
 from minedit.files.formats import EXPECTED, FOLDERS, named, read
-from minedit.files.layouts import LAYOUTS, Tensors, Weights, misfits, recognise
+from minedit.files.layouts import LAYOUTS, Tensors, Weights, recognise
 from minedit.files.lora import LoRA, merge, pairs
-from minedit.files.sizes import counted
+from minedit.files.sizes import counted, misfits
 from minedit.files.stored import Files, fingerprint
 from minedit.files.torchnames import DTYPES as DTYPES
 from minedit.files.torchnames import torch_device, torch_dtype

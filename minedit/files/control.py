@@ -13,17 +13,8 @@ import torch
 
 from minedit.config import Config, MineditError, foreign_json, shown
 from minedit.files.formats import FOLDERS, named, read_other, settings_of, weights_in
-from minedit.files.layouts import (
-    EXTRAS,
-    LAYOUTS,
-    Rules,
-    Tensors,
-    blocks_up,
-    diffusers_unet_rules,
-    first,
-    misfits,
-    renamed,
-)
+from minedit.files.layouts import EXTRAS, LAYOUTS, Rules, Tensors, blocks_up, diffusers_unet_rules, first, renamed
+from minedit.files.sizes import misfits
 from minedit.files.stored import Files, fingerprint
 from minedit.speed.fast import alike
 from minedit.stack.control import FACTOR, ControlNet

@@ -7,7 +7,7 @@ The names are those of CompVis/stable-diffusion (LDM) and huggingface/diffusers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,18 +60,6 @@ def first(names: Iterable[str]) -> str:
     names = list(names)
     few = ", ".join([shown(name) for name in names[:3]] + ["..."] * (len(names) > 3))
     return f"{len(names)} tensor{'s' * (len(names) != 1)} ({few})"
-
-
-def misfits(found: Tensors, wanted: Mapping[str, Sequence[int]]) -> str:
-    """How tensors differ from those of a network, names → shapes, in words; empty where they are its very own."""
-    unlike = [
-        f"{name} {list(found[name].shape)} {str(found[name].dtype).removeprefix('torch.')} for {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and (tuple(found[name].shape) != tuple(shape) or not found[name].dtype.is_floating_point)
-    ]
-    lists = {"lacks": wanted.keys() - found.keys(), "has besides": found.keys() - wanted.keys()}
-    lists["differs in the shape of"] = unlike
-    return "; ".join(f"{fault} {first(sorted(names))}" for fault, names in lists.items() if names)
 
 
 def _layout(path: Path, tensors: Tensors) -> Layout:

@@ -1,14 +1,15 @@
-"""The sizes of a UNet of Stable Diffusion v1's kind, counted from the names and shapes in its file.
+"""The sizes of a UNet of Stable Diffusion v1's kind, counted from the names and shapes in its file; what misfits one.
 
 Distilled models (BK-SDM, arXiv:2305.15798; segmind's small-sd) have one ResBlock a level, no middle, or a level fewer;
 latent consistency models (LCM, arXiv:2310.04378) have an embedding of the guidance scale besides.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from minedit.config import Config
-from minedit.files.layouts import Tensors
+from minedit.files.layouts import Tensors, first
 
 GUIDANCE = "time_embed.cond_proj.weight"
 
@@ -45,3 +46,15 @@ def _numbers(unet: Tensors, layer: str) -> dict[int, str]:
     """The numbers of the input_blocks that begin with this layer, and its names."""
     found = (re.fullmatch(rf"input_blocks\.([1-9]\d?)\.0\.{re.escape(layer)}\.weight", name) for name in unet)
     return {int(match[1]): match[0] for match in found if match}
+
+
+def misfits(found: Tensors, wanted: Mapping[str, Sequence[int]]) -> str:
+    """How tensors differ from those of a network, names → shapes, in words; empty where they are its very own."""
+    unlike = [
+        f"{name} {list(found[name].shape)} {str(found[name].dtype).removeprefix('torch.')} for {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and (tuple(found[name].shape) != tuple(shape) or not found[name].dtype.is_floating_point)
+    ]
+    lists = {"lacks": wanted.keys() - found.keys(), "has besides": found.keys() - wanted.keys()}
+    lists["differs in the shape of"] = unlike
+    return "; ".join(f"{fault} {first(sorted(names))}" for fault, names in lists.items() if names)

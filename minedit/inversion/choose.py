@@ -1,7 +1,7 @@
 """The inversions by name. A new one is a file and a line in INVERSIONS. Importing it is quick, as for the methods."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from minedit.config import MineditError, shown
 from minedit.inversion.ddim import DDIMConfig
@@ -45,3 +45,8 @@ def inversion_settings(
 
 def name_of(inverse: Settings) -> str:
     return next(name for name, kind in INVERSIONS.items() if kind is type(inverse))
+
+
+def arguments(inverse: Settings | None) -> dict[str, object]:
+    """An inversion and its settings, as arguments of `edit`; none without one."""
+    return {"inversion": name_of(inverse), **asdict(inverse)} if inverse else {}

@@ -75,7 +75,7 @@ def _watching() -> Iterator[list[str]]:
         copies.clear()
         placed = [_apart(x, copies) for x in placed]
         named = {name: _apart(x, copies) for name, x in named.items()}
-        given = [*zip(self.arg_names, placed, strict=False), *named.items()]
+        given = [*zip(self.arg_names[: len(placed)], placed, strict=True), *named.items()]
         spans[:] = [span for name, x in given for span in _spans(name, x)]
         return placed, named
 

@@ -86,19 +86,25 @@ def graph(work: Work, device: torch.device, repeats: int | None, limit: float) -
     """One `work()` of those recorded together in a CUDA graph: no launches by Python. None where it cannot be."""
     if device.type != "cuda":
         return None
-    side, made = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
     with suppress(RuntimeError):  # it waits for the GPU, or reads a number back
-        torch.cuda.synchronize(device)
-        with torch.cuda.stream(side):
-            work()
-        torch.cuda.synchronize(device)
-        with torch.cuda.graph(made):
-            for _ in range(CALLS):
-                work()
-        made.replay()
-        return repeated(lambda: elapsed(made.replay, 1, device) / CALLS, repeats, limit)
+        replay = replayed(work, device)
+        replay()
+        return repeated(lambda: elapsed(replay, 1, device) / CALLS, repeats, limit)
     torch.cuda.synchronize(device)
     return None
+
+
+def replayed(work: Work, device: torch.device) -> Callable[[], None]:
+    """CALLS of `work` as one CUDA graph. Raises RuntimeError where it cannot be recorded."""
+    side, made = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.synchronize(device)
+    with torch.cuda.graph(made):
+        for _ in range(CALLS):
+            work()
+    return made.replay
 
 
 def peak(work: Work, device: torch.device) -> int | None:

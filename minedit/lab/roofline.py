@@ -84,7 +84,7 @@ def drawn(rows: list[dict[str, str]], title: str) -> Image.Image:
     area.grid()
     area.ceiling(roof)
     numbers = {case: str(i + 1) for i, case in enumerate(cases)}
-    colours = dict(zip(functions, COLOURS * (1 + len(functions) // len(COLOURS)), strict=False))
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(functions)}
     area.points(found, numbers, colours)
     _explained(draw, colours, numbers, TOP)
     return picture

@@ -3,7 +3,7 @@
 A method is a class of settings (settings.py) with one function, `prepare(job) -> Way`; a pass of its own is a call of
 `job.run` in it. choose.py names the methods, and `minedit.METHODS["mine"] = Mine` adds one. To edit a photograph, a
 method goes on from what an inversion found, a Way too (inversion/); one whose class says `inverts = False` takes
-`job.photo` as it is.
+`job.photo` as it is, and of one that says `draws_both = True` it is known before `prepare` that all steps draw both.
 
 Read in this order:
 ```

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Blending(Settings):
     """Local blend's settings, of methods that draw the source beside the target."""
 
+    draws_both = True
+
     blend: tuple[str, ...] = setting(
         (), "words or phrases of either prompt: beyond what they draw, the picture stays the source's", list
     )

@@ -51,7 +51,7 @@ def decoded(runs: Sequence[int], side: int = SIDE) -> np.ndarray:
     Lengths end with the picture, and its outermost rows and columns are 1, where annotators slipped.
     """
     mask = np.zeros(side * side, dtype=np.float32)
-    for start, length in zip(runs[::2], runs[1::2], strict=False):
+    for start, length in zip(runs[::2], runs[1::2], strict=True):
         mask[start : start + length] = 1
     mask = mask.reshape(side, side)
     mask[[0, -1]] = mask[:, [0, -1]] = 1

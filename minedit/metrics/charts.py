@@ -105,7 +105,8 @@ def plane(x: str, y: str, methods: Sequence[tuple[str, Mapping[str, Mean]]], tit
     pen.rectangle([left, above, left + SIDE[0], above + SIDE[1]], outline=LINE)
     pen.text((left + SIDE[0] / 2, above + SIDE[1] + 2 * PAD + LETTERS / 2), f"{COLUMNS[x].title} →", INK, font, "mm")
     pen.text((left + 6, above + 6), f"↑ {COLUMNS[y].title}", INK, font)
-    shapes = dict(zip(dict.fromkeys(_name(spec) for spec, *_ in there), SHAPES * 9, strict=False))
+    named = dict.fromkeys(_name(spec) for spec, *_ in there)
+    shapes = {name: SHAPES[at % len(SHAPES)] for at, name in enumerate(named)}
     spots = [(across.at(a[0]), up.at(b[0])) for _, a, b in there]
     for (_, a, b), (h, v) in zip(there, spots, strict=True):
         pen.line([(across.at(a[1]), v), (across.at(a[2]), v)], LINE)

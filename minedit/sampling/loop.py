@@ -20,6 +20,7 @@ from minedit.sampling.coded import overflow
 from minedit.sampling.guidance import two_way
 from minedit.sampling.memory import check_memory
 from minedit.sampling.numbers import Numbers
+from minedit.sampling.tapped import tapped
 from minedit.stack.model import Model
 
 Progress = Callable[[int, int], None]  # steps done and steps in all, those of every pass
@@ -120,7 +121,7 @@ def sample(
             latents = tap.value("x_t", latents)
         eps = predict(latents, index, t, attn, context)
         if tap is not None:
-            eps = _tapped(tap, latents, eps, t)
+            eps = tapped(tap, latents, eps, t)
         if consistent:
             latents, x0 = lcm.step(latents, eps, t, t_prev, draw())
         else:
@@ -147,18 +148,6 @@ def guided(model: Model, guidance: float) -> Predict:
         return two_way(*model.unet(batch, times, context, attn).float().chunk(2), guidance)
 
     return predict
-
-
-def _tapped(tap: Tap, latents: Tensor, eps: Tensor, t: int) -> Tensor:
-    """The guided noise as a tap leaves it, which may also change the clean latents that it implies."""
-    eps = tap.value("eps", eps)
-    x0 = ddim.predict_x0(latents, eps, t)
-    changed = tap.value("x0", x0)
-    a = ddim.alpha(t)
-    if changed is x0:
-        return eps
-    moved = (changed != x0).flatten(1).any(1).view(-1, 1, 1, 1)
-    return torch.where(moved, (latents - a**0.5 * changed) / (1 - a) ** 0.5, eps)
 
 
 def _step_noise(seeds: Sequence[int], latents: Tensor) -> Callable[[], Tensor]:

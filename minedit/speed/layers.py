@@ -24,7 +24,8 @@ from minedit.speed.fused import (
     plain_geglu,
 )
 from minedit.speed.group_norm import group_norm, plain_group_norm
-from minedit.stack.unet import GEGLU, BasicTransformerBlock, CrossAttention, ResBlock, SpatialTransformer, UNet
+from minedit.stack.feed_forward import GEGLU
+from minedit.stack.unet import BasicTransformerBlock, CrossAttention, ResBlock, SpatialTransformer, UNet
 from minedit.stack.vae import ResnetBlock
 
 PARTS = ("norm", "geglu", "tokens", "text", "gate")  # of `fuse`

@@ -5,6 +5,7 @@ Read in this order:
 tokens.py   prompt → token ids; word → tokens; the alignment of two prompts
 text.py     token ids → embeddings, through transformers' CLIP
 times.py    a timestep as the UNet is told it
+feed_forward.py  the layers of a transformer block that are no attention
 unet.py     the noise predictor
 control.py  a picture that steers it
 vae.py      the autoencoder

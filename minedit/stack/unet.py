@@ -14,6 +14,7 @@ from minedit.attention.inside import Gate
 from minedit.attention.rules import Attn, Seen, Site, branch
 from minedit.attention.sdpa import sdpa
 from minedit.config import MineditError, UNetConfig
+from minedit.stack.feed_forward import FeedForward
 from minedit.stack.times import TimeEmbed
 
 
@@ -62,29 +63,6 @@ class CrossAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.site.heads, -1)).transpose(1, 2)  # [B, H, N or T, D]
-
-
-class GEGLU(nn.Module):
-    """Linear, half of it gated by GELU of the other half: [B,N,C] -> [B,N,4C]. Shazeer, arXiv:2002.05202."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(channels, 8 * channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
-
-
-class FeedForward(nn.Module):
-    """[B,N,C] -> [B,N,C]."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(GEGLU(channels), nn.Identity(), nn.Linear(4 * channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
 
 
 class BasicTransformerBlock(nn.Module):

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from minedit.attention.tap import Begun, tap_of
 from minedit.config import MineditError, shown
-from minedit.inversion.choose import INVERSIONS, inversion_settings, name_of
-from minedit.methods.blending import Blending
+from minedit.inversion.choose import INVERSIONS, arguments, inversion_settings
 from minedit.methods.choose import DEFAULT, METHODS, method_settings
 from minedit.sampling.coded import pictures
 from minedit.sampling.loop import Progress, Run, Ticks, start
@@ -40,8 +39,7 @@ class Wanted:
 
     def said(self) -> dict[str, object]:
         """The settings, as arguments of `edit`."""
-        inverse = {"inversion": name_of(self.inverse), **asdict(self.inverse)} if self.inverse else {}
-        return {"settings": self.chosen, **inverse}
+        return {"settings": self.chosen, **arguments(self.inverse)}
 
 
 def edit(sd: Model, source: str, target: str, method: str = DEFAULT, **more: object) -> EditResult:
@@ -175,9 +173,7 @@ def edits(
 
 def _beside(wanted: Wanted, job: Job) -> bool:
     """Whether it is known before anything is computed that source and target are drawn, at all steps."""
-    return (
-        isinstance(wanted.chosen, Blending) and getattr(wanted.chosen, "inverts", True) and not job.alignment.identical
-    )
+    return getattr(wanted.chosen, "draws_both", False) and not job.alignment.identical
 
 
 def _named(count: int, drawn: bool) -> tuple[str, ...]:
