@@ -21,7 +21,7 @@ from table import append
 import minedit
 from minedit.files.checkpoint import weights_folder
 from minedit.image import difference, grid
-from minedit.picturebook.training.train_judge import load_judge
+from minedit.picturebook.training.judge_net import load_judge
 
 TABLE = Path(__file__).with_suffix(".csv")
 WAYS = {

@@ -13,7 +13,7 @@ import minedit
 from minedit.files.checkpoint import weights_folder
 from minedit.image import psnr
 from minedit.picturebook.score import mean, rendered, score
-from minedit.picturebook.training.train_judge import load_judge
+from minedit.picturebook.training.judge_net import load_judge
 from minedit.picturebook.world.draw import stream
 from minedit.picturebook.world.edits import pairs
 from minedit.picturebook.world.instructions import instruct

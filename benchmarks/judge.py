@@ -19,7 +19,8 @@ from torch import Tensor
 import minedit
 from minedit.files.checkpoint import weights_folder
 from minedit.picturebook.training.fit import fingerprint
-from minedit.picturebook.training.train_judge import UNNAMED, confusion, load_judge
+from minedit.picturebook.training.judge_net import load_judge
+from minedit.picturebook.training.train_judge import UNNAMED, confusion
 from minedit.picturebook.training.train_vae import reconstruct
 from minedit.picturebook.world.dataset import Drawings
 from minedit.picturebook.world.shown import LABELS

@@ -27,7 +27,7 @@ from minedit.image import to_tensor
 from minedit.methods import running
 from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.wordmaps import measure
-from minedit.picturebook.training.train_judge import Judge, load_judge
+from minedit.picturebook.training.judge_net import Judge, load_judge
 from minedit.picturebook.world.captions import caption
 from minedit.picturebook.world.draw import stream
 from minedit.picturebook.world.factors import SIZES, Factors, colours, random_factors

@@ -22,7 +22,7 @@ from table import append
 import minedit
 from minedit.files.checkpoint import weights_folder
 from minedit.image import to_tensor
-from minedit.picturebook.training.train_judge import load_judge
+from minedit.picturebook.training.judge_net import load_judge
 
 TABLE = Path(__file__).with_suffix(".csv")
 MANY, OTHERS = "hamburgers", ("apples", "peaches", "balls", "cakes", "strawberries")

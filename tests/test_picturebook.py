@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 from minedit.picturebook.world import dataset
-from minedit.picturebook.world.dataset import CELL, Drawings, factors_of
+from minedit.picturebook.world.dataset import CELL, Drawings, factors_of, hands_of
 from minedit.picturebook.world.factors import HELD_OUT, SIZES, SUBJECTS, Factors, check, colours, held_out
-from minedit.picturebook.world.looks import HELD, POSES
+from minedit.picturebook.world.looks import HELD, PEOPLE, POSES
 from minedit.picturebook.world.places import PLACES, TIMES
 from minedit.picturebook.world.scene import scene
 from minedit.picturebook.world.still import SUPPORTS, THINGS
@@ -178,6 +179,14 @@ def test_held_out_compositions_stay_out_of_training(tmp_path):
     assert {composition(factors_of(0, i, unseen=True)) for i in range(1500)} == set(HELD_OUT)
     assert not any(map(held_out, Drawings(tmp_path, 64, SMALL, 1).factors))
     assert all(map(held_out, Drawings(tmp_path, 64, SMALL, 1, unseen=True).factors))
+
+
+def test_hands_are_peoples_and_hold_a_cup_more_often_than_anything(tmp_path):
+    hands = Drawings(tmp_path, 400, 16, 1, hands=True)
+    assert {f.subject for f in hands.factors} == set(PEOPLE) and {*map(held_out, hands.factors)} == {True, False}
+    held = Counter(f.held for f in hands.factors)
+    assert held.most_common(1)[0][0] == "cup" and set(held) == {None, *HELD["boy"]}
+    assert hands.factors == [hands_of(1, i) for i in range(400)] and hands.name.startswith("hands-400-16-1-")
 
 
 def test_training_sees_every_value_of_every_factor():

@@ -20,7 +20,7 @@ from minedit.files.checkpoint import load, tokenizer
 from minedit.picturebook.training import train, train_text, train_unet, train_vae
 from minedit.picturebook.training.fit import Training
 from minedit.picturebook.training.grounding import INSIDE, OUTSIDE, Grounding
-from minedit.picturebook.training.train_judge import train_judge
+from minedit.picturebook.training.train_judge import Coded, train_judge
 from minedit.picturebook.training.train_text import Ids, clip_model
 from minedit.picturebook.training.train_vae import psnr, reconstruct, standardise
 from minedit.picturebook.world.captions import WORDS
@@ -46,7 +46,7 @@ FIGURE, APPLES = Factors("boy", "park", "red", pose="standing"), Factors("apple"
 class Pictures(list):
     """What training asks of `Drawings`: a picture [3,H,W] each, their factors and seeds."""
 
-    factors, seeds = [FIGURE, APPLES] * 12, range(24)
+    name, factors, seeds = "pictures", [FIGURE, APPLES] * 12, range(24)
 
     def tensor(self, picked):
         return torch.stack([self[i] for i in picked])
@@ -198,7 +198,7 @@ def test_every_stage_takes_its_steps(tmp_path, monkeypatch, drawn, pictures):
     train_unet.train_unet(SMALL.unet, text, tokenizer(SMALL), drawn, latents, run["unet"], batch=2)
     assert all(not torch.equal(p, before[name]) for name, p in text.named_parameters() if "embed" in name)
     large = Pictures(nn.functional.interpolate(pictures, size=128))
-    train_judge(large, large, large, run["judge"], batch=4)
+    train_judge([(large, 3), (Coded(large, 2, VAE(SMALL.vae), tmp_path, run["judge"]), 1)], large, run["judge"])
     assert log(run["vae"])["psnr"] > 0 and log(run["unet"])["mse"] > 0 and 0 < log(run["unet"])["astray"] < 1
     assert log(run["text"])["recall_at_1_of_4"] in (0, 0.25, 0.5, 0.75, 1)
     assert 0 <= log(run["judge"])["pose_accuracy"] <= 1

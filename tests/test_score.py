@@ -5,7 +5,7 @@ import pytest
 
 from minedit.files.checkpoint import weights_folder
 from minedit.picturebook.score import Score, kept, mean, read, rendered, score, scored
-from minedit.picturebook.training.train_judge import load_judge
+from minedit.picturebook.training.judge_net import load_judge
 from minedit.picturebook.world.edits import Pair, pairs
 from minedit.picturebook.world.factors import Factors
 from minedit.picturebook.world.shown import LABELS, shown

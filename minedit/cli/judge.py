@@ -14,7 +14,8 @@ def main(argv: list[str]) -> int:
     args, before = _arguments(argv), threads.look()
     from minedit.files.checkpoint import load, weights_folder
     from minedit.picturebook.judge import GOALS, RENDERINGS, judged, prompts, reconstruction, word_maps
-    from minedit.picturebook.training.train_judge import accuracy, load_judge
+    from minedit.picturebook.training.judge_net import load_judge
+    from minedit.picturebook.training.train_judge import accuracy
     from minedit.picturebook.world.dataset import Drawings
 
     model, judge = load(args.model, device=args.device), load_judge(weights_folder() / "picturebook-judge.safetensors")

@@ -19,7 +19,7 @@ from minedit.metrics.columns import GROUPS, MOST_DB
 from minedit.metrics.lpips import LPIPS, load_lpips
 from minedit.picturebook.score import Reading, read
 from minedit.picturebook.training.fit import fingerprint
-from minedit.picturebook.training.train_judge import Judge, load_judge
+from minedit.picturebook.training.judge_net import Judge, load_judge
 
 OWN_CLIP = "picturebook-clip"  # of weights/, which knows the embedded world alone
 SEEN = PICTUREBOOK.image_size  # pixels a side of what the judge reads

@@ -16,7 +16,7 @@ from minedit.attention.rules import Attn
 from minedit.files.checkpoint import Model
 from minedit.image import to_tensor
 from minedit.methods.plan import map_side
-from minedit.picturebook.training.train_judge import Judge
+from minedit.picturebook.training.judge_net import Judge
 from minedit.picturebook.training.train_vae import psnr, reconstruct
 from minedit.picturebook.world.captions import Caption, caption
 from minedit.picturebook.world.dataset import drawings, factors_of

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from minedit.image import to_tensor
-from minedit.picturebook.training.train_judge import Judge
+from minedit.picturebook.training.judge_net import Judge
 from minedit.picturebook.training.train_vae import reconstruct
 from minedit.picturebook.world.edits import Pair
 from minedit.picturebook.world.scene import scene

@@ -29,7 +29,7 @@ from minedit.picturebook.cuda.losses import ROUGH, encoded, inner, unet_loss, va
 from minedit.picturebook.cuda.pieces import join, split
 from minedit.picturebook.cuda.record import Dice
 from minedit.picturebook.judge import judged, prompts, word_maps
-from minedit.picturebook.training.train_judge import load_judge
+from minedit.picturebook.training.judge_net import load_judge
 from minedit.picturebook.training.train_unet import hidden
 from minedit.picturebook.training.train_vae import psnr, reconstruct, standardise
 from minedit.picturebook.world.dataset import drawings

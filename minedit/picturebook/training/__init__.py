@@ -12,7 +12,8 @@ grounding.py    attention that leaves what its word names costs
 train_vae.py    the autoencoder
 train_text.py   CLIP
 train_unet.py   the UNet
-train_judge.py  the judge
+judge_net.py    the judge
+train_judge.py  how it learns
 lowrank.py      learning by low-rank changes
 train_instruct.py  InstructPix2Pix: the UNet learns to follow instructions
 train.py        all stages, and the checkpoint they make

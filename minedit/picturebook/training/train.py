@@ -14,9 +14,10 @@ from minedit.config import Config, MineditError
 from minedit.files.checkpoint import Model, load, save, tokenizer, write
 from minedit.files.variant import VARIANTS
 from minedit.picturebook.training.fit import Training, fingerprint
+from minedit.picturebook.training.judge_net import load_judge, save_judge
 from minedit.picturebook.training.stages import FEWEST, STEPS
 from minedit.picturebook.training.train_instruct import pairs, train_instruct, widened, write_variant
-from minedit.picturebook.training.train_judge import load_judge, save_judge, train_judge
+from minedit.picturebook.training.train_judge import lessons, train_judge
 from minedit.picturebook.training.train_text import clip_model, train_text, write_clip
 from minedit.picturebook.training.train_unet import cached_latents, train_unet
 from minedit.picturebook.training.train_vae import train_vae
@@ -64,9 +65,13 @@ def train(stage: str, config: Config, args: argparse.Namespace) -> None:
         if worker() == 0:
             write_clip(clip, run.folder / "picturebook-clip")
     else:
+        vae = _trained(VAE(config.vae), args.runs / "vae") if (args.runs / "vae").is_dir() else load().vae
         with first_worker_first():
-            kept = Drawings(data, max(FEWEST, args.scenes // 2), size, run.seed + 1, unseen=True)
-        judge = train_judge(seen, kept, unseen, run)
+            half = max(FEWEST, args.scenes // 2)
+            kept = Drawings(data, half, size, run.seed + 1, unseen=True)
+            hands = Drawings(data, half, size, run.seed + 2, hands=True)
+            parts = lessons(seen, kept, hands, vae.to(run.device, memory_format=torch.channels_last), data, run)
+        judge = train_judge(parts, unseen, run)
         if worker() == 0:
             save_judge(judge, run.folder / "judge.safetensors")
 

@@ -1,90 +1,32 @@
-"""The judge: a small network, trained on renderings only, that reads the factors off a picture."""
+"""How the judge (judge_net.py) learns: on renderings, and on what the autoencoder makes of some."""
 
 import random
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from minedit.config import MineditError
-from minedit.files.checkpoint import write
-from minedit.picturebook.training.fit import Training, fit
-from minedit.picturebook.world.dataset import Drawings
+from minedit.image import to_pil, write_whole
+from minedit.picturebook.training.fit import Training, fingerprint, fit
+from minedit.picturebook.training.judge_net import PARTS, Judge
+from minedit.picturebook.training.train_vae import reconstruct
+from minedit.picturebook.world.dataset import Drawings, pixels
 from minedit.picturebook.world.factors import Factors
 from minedit.picturebook.world.looks import PEOPLE, look
 from minedit.picturebook.world.places import SUBJECT_LIGHT
 from minedit.picturebook.world.shown import LABELS, LOOKS, shown
 
-SIDE = 64  # pixels of the small picture that the judge sees beside the whole one
-SPOTS = 16  # places that it looks for in a picture
 UNNAMED = (None, "medium")  # what no caption says
 NEAR = 5 / 127.5  # colours of the same thing are nearer than this
 MOST = 6  # pixels by which a picture is moved while the judge learns
 IGNORED = -100  # what cross_entropy leaves out
-KEPT = 2  # one in so many pictures of a batch is of a composition kept from the UNet
+CELLS = 64  # by which the loss of all cells of a picture is divided: about as many are of a subject
 EVALUATED = 512  # held-out pictures read at every save
-
-
-class Judge(nn.Module):
-    """Picture [B,3,128,128] in [-1,1] -> a dict of logits, one [B,len(LABELS[factor])] for each factor.
-
-    It looks twice: at the picture in half its size, where what matters does not depend on how sharp the picture is, and
-    at every pixel, for what is as small as a cup. Of what it sees it keeps all, in a coarse grid, and what stands at
-    SPOTS places that it looks for, wherever they are, with their plain colours: a face, hair, a hand.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.coarse = nn.Sequential(*_convolution(3, 32, 5, stride=2))
-        self.fine = nn.Sequential(nn.PixelUnshuffle(2), *_convolution(12, 32, 3, stride=2), *_convolution(32, 32, 3))
-        self.middle = nn.Sequential(*_convolution(32, 64, 3, stride=2), *_convolution(64, 64, 3))
-        self.trunk = nn.Sequential(
-            *_convolution(64, 128, 3, stride=2),
-            *_convolution(128, 128, 3),
-            *_convolution(128, 256, 3, stride=2),
-            *_convolution(256, 256, 3),
-        )
-        self.hidden = nn.Sequential(nn.Flatten(), nn.Dropout(0.4), nn.Linear(256 * 16, 256), nn.SiLU())
-        self.where, self.around = nn.Conv2d(32, SPOTS, 1), nn.Conv2d(64, SPOTS, 1)
-        self.local = nn.Sequential(nn.Linear(SPOTS * (32 + 3) + 64, 128), nn.SiLU())
-        width = {name: 128 if name in LOOKS else 128 + 256 for name in LABELS}
-        self.heads = nn.ModuleDict({name: nn.Linear(width[name], len(labels)) for name, labels in LABELS.items()})
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.see(images)[0]
-
-    def see(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The logits, and the logarithm of how much of each place stands where, [B,SPOTS,32,32]."""
-        small = F.interpolate(images, size=SIDE, mode="area")
-        near = self.coarse(small) + self.fine(images)  # [B, 32, 32, 32]
-        far = self.middle(near)  # [B, 64, 16, 16]
-        logits = self.where(near) + F.interpolate(self.around(far), scale_factor=2, mode="bilinear")
-        share = logits.float().flatten(2).log_softmax(dim=-1)  # [B, SPOTS, 1024]
-        seen = torch.cat([near.float(), 4 * F.avg_pool2d(small.float(), 2)], dim=1).flatten(2)  # [B, 35, 1024]
-        places = torch.einsum("bpn,bcn->bpc", share.exp(), seen).flatten(1)
-        local = self.local(torch.cat([places, far.float().amax((2, 3))], dim=1))
-        both = torch.cat([self.hidden(self.trunk(far).float()), local], dim=1)
-        found = {name: head(local if name in LOOKS else both) for name, head in self.heads.items()}
-        return found, share.unflatten(2, logits.shape[2:])
-
-    @torch.no_grad()
-    def read(self, images: Tensor, factor: str) -> list:
-        """The factor's value in each picture, one of LABELS[factor]."""
-        return [LABELS[factor][i] for i in self(images)[factor].argmax(dim=1).tolist()]
-
-    @torch.no_grad()
-    def read_all(self, images: Tensor) -> list[dict[str, object]]:
-        """The value of every factor in each picture; what a subject has not is guessed, too."""
-        found = {name: logits.argmax(dim=1).tolist() for name, logits in self(images).items()}
-        return [{name: LABELS[name][row[i]] for name, row in found.items()} for i in range(len(images))]
-
-
-def _convolution(a: int, b: int, kernel: int, stride: int = 1) -> list[nn.Module]:
-    """`a` channels -> `b` channels, the side divided by `stride`."""
-    return [nn.Conv2d(a, b, kernel, stride=stride, padding=kernel // 2), nn.GroupNorm(8, b), nn.SiLU()]
 
 
 def labels(factors: list[Factors], seeds: list[int]) -> dict[str, Tensor]:
@@ -96,19 +38,60 @@ def labels(factors: list[Factors], seeds: list[int]) -> dict[str, Tensor]:
     }
 
 
-def train_judge(
-    seen: Drawings, kept: Drawings, unseen: Drawings, run: Training, batch: int = 64, begun: Judge | None = None
-) -> Judge:
-    """Train the judge on `seen` and on `kept`; its accuracy on the first `EVALUATED` of `unseen` is logged.
+class Coded:
+    """The first `count` of some drawings, and what the autoencoder makes of them, uint8 on disk in `folder`."""
 
-    `kept` are other renderings of the compositions that the UNet never sees. The judge must read exactly these, and
-    without them it took, now and then, a cat for a dog there. Pictures that were misread are picked twice as often as
-    others (`_weight`). The first three places that it looks for are told: skin, hair and the thing held, which the
-    renderer's colours betray. `begun`: a judge to go on with, at half the learning rate.
+    def __init__(self, drawings: Drawings, count: int, vae: nn.Module, folder: Path, run: Training) -> None:
+        self.tensor, count = drawings.tensor, min(count, len(drawings))
+        self.factors, self.seeds = drawings.factors[:count], drawings.seeds[:count]
+        file = folder / f"coded-{count}-{drawings.name}-{fingerprint(vae)}.npy"
+        if not file.exists():
+            write_whole(file, lambda part: self._code(part, vae, run))
+        self.images = np.load(file, mmap_mode="r")
+
+    def _code(self, part: Path, vae: nn.Module, run: Training) -> None:
+        found = []
+        for start in tqdm(range(0, len(self.seeds), 16), desc=f"coding {len(self.seeds)} scenes", mininterval=5):
+            x = self.tensor(list(range(start, min(start + 16, len(self.seeds)))))
+            with run.bfloat16():
+                x = reconstruct(vae, x.to(run.device, memory_format=torch.channels_last))
+            found += map(np.asarray, to_pil(x))
+        with part.open("wb") as out:  # np.save would add to a name
+            np.save(out, np.stack(found))
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def coded(self, indices: list[int]) -> Tensor:
+        """[len(indices),3,size,size] float32 in [-1,1]: the autoencoder's; `tensor` gives the renderer's."""
+        return pixels(self.images, indices)
+
+
+def lessons(
+    seen: Drawings, kept: Drawings, hands: Drawings, vae: nn.Module, folder: Path, run: Training
+) -> list[tuple[Drawings | Coded, int]]:
+    """What the judge learns from, and how many pictures of it a step.
+
+    `kept` are other renderings of the compositions that the UNet never sees: the judge must read exactly these, and
+    without them it took, now and then, a cat for a dog there. `hands` has the cups that are rare elsewhere. And it is
+    to read what a model draws, which comes out of the autoencoder.
+    """
+    coded = Coded(kept, 400, vae, folder, run), Coded(hands, 600, vae, folder, run)
+    return [(seen, 13), (kept, 13), (hands, 14), (coded[0], 3), (coded[1], 5)]
+
+
+def train_judge(
+    parts: Sequence[tuple[Drawings | Coded, int]], unseen: Drawings, run: Training, begun: Judge | None = None
+) -> Judge:
+    """Train the judge on so many pictures a step of each of `parts`; its accuracy on the first `EVALUATED` of `unseen`
+    is logged.
+
+    What is small is picked twice as often as the rest (`_weight`). The judge is told where skin, hair and the thing
+    held are, which the renderer's colours betray: the first three places that it looks for, and every cell. `begun`: a
+    judge to go on with, at half the learning rate.
     """
     torch.manual_seed(run.seed)
     judge = (begun or Judge()).to(run.device, memory_format=torch.channels_last)
-    parts = (seen, batch - batch // KEPT), (kept, batch // KEPT)
     truth = [labels(part.factors, part.seeds) for part, _ in parts]
     colours = [torch.stack([*map(_colours, part.factors, part.seeds)]) for part, _ in parts]
     weights = [list(accumulate(_weight(f) for f in part.factors)) for part, _ in parts]
@@ -119,18 +102,23 @@ def train_judge(
             rng.choices(range(len(part)), cum_weights=own, k=share)
             for (part, share), own in zip(parts, weights, strict=True)
         ]
-        x = torch.cat([part.tensor(indices) for (part, _), indices in zip(parts, picked, strict=True)])
-        x = _moved(x, rng)
-        there = _where(x, torch.cat([own[indices] for own, indices in zip(colours, picked, strict=True)]))
+        drawn = torch.cat([part.tensor(indices) for (part, _), indices in zip(parts, picked, strict=True)])
+        given = [getattr(part, "coded", part.tensor)(own) for (part, _), own in zip(parts, picked, strict=True)]
+        drawn, x = _moved(torch.cat([drawn, torch.cat(given)], dim=1), rng).chunk(2, dim=1)
+        want = {name: torch.cat([t[name][own] for t, own in zip(truth, picked, strict=True)]) for name in LABELS}
+        there = _where(drawn, torch.cat([t[own] for t, own in zip(colours, picked, strict=True)]))
         x = _soften(x, rng, run.noise(step)).to(run.device, memory_format=torch.channels_last)
         with run.bfloat16():
-            logits, share = judge.see(x)
-        there = there.to(run.device)
-        losses = {"places": -(there * share[:, : there.shape[1]]).sum() / there.sum().clamp(min=1)}
-        for name in LABELS:
-            want = torch.cat([own[name][indices] for own, indices in zip(truth, picked, strict=True)]).to(run.device)
-            wrong = F.cross_entropy(logits[name].float(), want, reduction="sum")
-            losses[name] = wrong / (want != IGNORED).sum().clamp(min=1)  # 0 where nobody has the factor
+            logits, share, part = judge.see(x)
+        cells, there = _cells(there, want).to(run.device), (there / _total(there)).to(run.device)
+        losses = {
+            "places": -(there * share[:, : there.shape[1]]).sum() / there.sum().clamp(min=1),
+            "parts": -(cells * part).sum() / (CELLS * len(x)),
+        }
+        for name, own in want.items():
+            own = own.to(run.device)
+            wrong = F.cross_entropy(logits[name].float(), own, reduction="sum")
+            losses[name] = wrong / (own != IGNORED).sum().clamp(min=1)  # 0 where nobody has the factor
         return {"loss": sum(losses.values()), **losses}
 
     def evaluate(module: nn.Module) -> dict[str, float]:
@@ -157,10 +145,27 @@ def _colours(f: Factors, seed: int) -> Tensor:
 
 
 def _where(x: Tensor, colours: Tensor) -> Tensor:
-    """Which share of each thing's pixels in pictures x lies in a cell, [B,3,32,32], by their colours; 0 without one."""
-    alike = ((x[:, None] - colours[..., None, None]).abs() < NEAR).all(dim=2).float()  # [B, 3, H, W]
-    cells = F.avg_pool2d(alike, 4)
-    return cells / cells.sum((2, 3), keepdim=True).clamp(min=1e-6)
+    """Which share of each cell of pictures x is skin, hair, the thing held, [B,3,32,32], by their colours."""
+    alike = torch.ones(())
+    for channel, own in zip(x.split(1, dim=1), colours.unbind(2), strict=True):  # all at once takes five times as long
+        alike = alike * ((channel - own[..., None, None]).abs_() < NEAR)  # [B, 3, H, W]
+    return F.avg_pool2d(alike, 4)
+
+
+def _total(there: Tensor) -> Tensor:
+    """Of every thing [B,3,1,1], in cells; not 0."""
+    return there.sum((2, 3), keepdim=True).clamp(min=1e-6)
+
+
+def _cells(there: Tensor, want: dict[str, Tensor]) -> Tensor:
+    """What every cell is, [B,parts,32,32], as Judge.see tells it; there: shares of skin, hair and the thing."""
+    share = dict(zip((*LOOKS, "held"), there.unbind(1), strict=True))
+    parts = [
+        share[name][:, None] * F.one_hot(want[name].clamp(min=0), len(LABELS[name]))[..., None, None] for name in PARTS
+    ]
+    cells = torch.cat(parts, dim=1)
+    cells[:, 0] = (1 - cells[:, 1:].sum(dim=1)).clamp(min=0)  # neither
+    return cells / cells.sum(dim=1, keepdim=True)
 
 
 def _moved(x: Tensor, rng: random.Random) -> Tensor:
@@ -211,17 +216,3 @@ def accuracy(judge: Judge, drawings: Drawings, count: int, batch: int = 64) -> d
         if total := table[asked].sum().item():
             found[name] = table.diagonal()[asked].sum().item() / total
     return found
-
-
-def save_judge(judge: Judge, path: Path) -> None:
-    """Write the judge in float16 as a safetensors file."""
-    write({name: tensor.half() for name, tensor in judge.state_dict().items()}, path)
-
-
-def load_judge(path: Path) -> Judge:
-    """The judge in eval mode. Raises MineditError where there is none yet."""
-    if not path.is_file():
-        raise MineditError(f"no judge at {path}; train one with `minedit train judge`")
-    judge = Judge()
-    judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    return judge.eval()

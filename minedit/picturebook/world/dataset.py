@@ -15,15 +15,25 @@ from minedit.config import MineditError
 from minedit.image import sweep, to_tensor
 from minedit.picturebook.world.draw import stream
 from minedit.picturebook.world.factors import Factors, held_out, random_factors
+from minedit.picturebook.world.looks import PEOPLE
 from minedit.picturebook.world.scene import scene
 
 DRAWING = ("animals", "draw", "factors", "looks", "people", "places", "scene", "still")  # what a picture depends on
+HANDS = {None: 0.1, "hat": 0.3, "balloon": 0.4, "umbrella": 0.5, "cup": 1.0}  # which share of them `hands_of` keeps
 CELL = 8  # pixels a side of a mask's cell, as of a latent pixel
 
 
 def factors_of(seed: int, index: int, unseen: bool = False) -> Factors:
     """The factors of scene `index`, of the training compositions or of the held-out ones."""
     return _composition(stream(seed, f"{'unseen' if unseen else 'seen'}:{index}"), unseen)
+
+
+def hands_of(seed: int, index: int) -> Factors:
+    """The factors of scene `index` of people, of any composition, most of whom hold something: HANDS."""
+    rng = stream(seed, f"hands:{index}")
+    while (f := random_factors(rng)).subject not in PEOPLE or rng.random() > HANDS[f.held]:
+        pass
+    return f
 
 
 def drawings(rng: random.Random, count: int, size: int, unseen: bool = False) -> Tensor:
@@ -59,14 +69,19 @@ def _reserve(file: Path) -> None:
 class Drawings:
     """`count` scenes of `size` × `size` pixels, uint8 on disk in `folder`; held-out compositions if `unseen`.
 
+    hands: scenes of `hands_of` in their place.
+
     They are drawn at the first use, which takes about 5 ms a scene, and read from the file after that. Once the way
     scenes are drawn changes, so does `name`, and they are drawn anew.
     """
 
-    def __init__(self, folder: Path, count: int, size: int, seed: int, unseen: bool = False) -> None:
-        self.factors = [factors_of(seed, i, unseen) for i in range(count)]
+    def __init__(
+        self, folder: Path, count: int, size: int, seed: int, unseen: bool = False, hands: bool = False
+    ) -> None:
+        self.factors = [hands_of(seed, i) if hands else factors_of(seed, i, unseen) for i in range(count)]
         self.seeds = [seed * 1_000_000_007 + i + (500_000_000 if unseen else 0) for i in range(count)]
-        self.name, cells = f"{'unseen' if unseen else 'seen'}-{count}-{size}-{seed}-{style()}", size // CELL
+        which, cells = "hands" if hands else "unseen" if unseen else "seen", size // CELL
+        self.name = f"{which}-{count}-{size}-{seed}-{style()}"
         pictures, masks = (folder / f"{kind}-{self.name}.npy" for kind in ("drawings", "masks"))
         shapes = {pictures: (count, size, size, 3), masks: (count, cells, cells)}
         if not all(file.exists() for file in shapes):
@@ -105,5 +120,10 @@ class Drawings:
 
     def tensor(self, indices: list[int]) -> Tensor:
         """[len(indices),3,size,size] float32 in [-1,1]."""
-        stacked = torch.from_numpy(self.images[np.asarray(indices)].copy())
-        return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return pixels(self.images, indices)
+
+
+def pixels(images: np.ndarray, indices: list[int]) -> Tensor:
+    """Some of images [N,H,W,3] uint8 as [len(indices),3,H,W] float32 in [-1,1]."""
+    stacked = torch.from_numpy(images[np.asarray(indices)].copy())
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
