@@ -67,8 +67,8 @@ lesson: $(VENV)/installed ## the first lesson, executed here, as a page in out/n
 	  && echo "open out/notebooks/01-first-edit.html; then notebooks/02-the-stack.ipynb"; \
 	else echo "read notebooks/01-first-edit.ipynb, pictures and all; to run it: make notebooks, which installs jupyter's tools"; fi
 
-gallery: $(VENV)/installed ## draw the README's picture of edits anew, and that of all methods
-	$(BIN)/python docs/make_gallery.py docs/gallery.png docs/methods.jpg
+gallery: $(VENV)/installed ## draw the README's picture of edits anew, and those of the methods
+	$(BIN)/python docs/make_gallery.py docs/gallery.png docs/methods.jpg docs/methods
 
 methods: $(VENV)/installed ## make docs/methods.md anew, from the settings
 	$(BIN)/python docs/make_methods.py

@@ -31,7 +31,8 @@ COMMON_TAU = 0.8  # of fwt=False: Prompt-to-Prompt's default cross_steps
 
 @dataclass(frozen=True)
 class AdapEditConfig(Blending):
-    """AdapEdit's settings; every default lives here. Symbols are the paper's.
+    """AdapEdit: words are let go one by one, those like what changes first, and pixels follow the target as far as they
+    are like it. For soft edits: poses, actions, counts, sizes. Symbols are the paper's.
 
     Figure 7 has lambda_sv 0.8 ... 1 and lambda_s 0.9 ... 0.98. Hidden states share a direction, which counts as
     likeness without centring: cosines grow, every tau falls, pixels far from the key words change too (tau of "park"
