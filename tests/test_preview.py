@@ -1,0 +1,158 @@
+"""Previews. Oracles: a VAE whose colours are known, numpy's least squares in float64, the VAE's own pictures."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from small_model import small_model
+from torch import Tensor, nn
+
+import minedit
+from minedit.cli import main
+from minedit.config import MineditError
+from minedit.stack.preview import coloured, fitted, painted
+
+PAIR = "a boy in the park", "a sitting boy in the park"
+SCALE = 0.5
+
+
+class Known(nn.Module):
+    """Colours that are linear in the latent, of which no channel follows from the others."""
+
+    mix = torch.tensor([[0.5, 0.2, -0.1, 0.1], [0.1, 0.4, 0.2, -0.1], [-0.2, 0.1, 0.5, 0.1]])
+    bias = torch.tensor([0.05, -0.1, 0.02])
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        rgb = F.avg_pool2d(pictures, 8)
+        z = torch.cat([rgb, rgb[:, :1] * rgb[:, 1:2]], 1)
+        return torch.cat([z, z], 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        rgb = torch.einsum("ck,bkhw->bchw", self.mix, z) + self.bias.view(1, 3, 1, 1)
+        return rgb.repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return minedit.load()
+
+
+def test_colours_that_are_linear_are_found_exactly():
+    found = fitted(Known(), 8, SCALE, torch.device("cpu"), torch.float32)
+    # RGB from 0 to 1 of a latent times SCALE
+    expected = torch.cat([Known.mix / 2 / SCALE, (Known.bias[:, None] + 1) / 2], 1)
+    assert (found - expected).abs().max() < 1e-5
+    x0 = torch.tensor([0.1, -0.2, 0.3, 0.05]).view(1, 4, 1, 1)
+    assert torch.allclose(coloured(found, x0), Known().decode(x0 / SCALE)[:, :, :1, :1], atol=1e-5)
+
+
+def test_the_embedded_matrix_is_numpys(sd):
+    with torch.no_grad():
+        z = sd.vae.encode(painted(8)).chunk(2, 1)[0]
+        colours = F.avg_pool2d(sd.vae.decode(z).clamp(-1, 1) / 2 + 0.5, 8)
+    rows = z.double().numpy().transpose(0, 2, 3, 1).reshape(-1, 4) * sd.config.latent_scale
+    rows = np.concatenate([rows, np.ones((len(rows), 1))], 1)
+    expected = np.linalg.lstsq(rows, colours.double().numpy().transpose(0, 2, 3, 1).reshape(-1, 3), rcond=None)[0].T
+    assert np.abs(sd.rgb.numpy() - expected).max() < 1e-5
+    assert sd.rgb is sd.rgb and torch.equal(replace(sd).rgb, sd.rgb)
+
+
+def test_a_preview_resembles_what_the_vae_decodes(sd):
+    """Nearer to it, by 5 dB, than the one colour that is nearest."""
+    steps = []
+    minedit.generate(sd, [PAIR[0]], seed=16, steps=8, on_step=steps.append)
+    x0 = torch.cat([step.x0 for step in steps[2:]])
+    with torch.no_grad():
+        decoded = F.avg_pool2d(sd.vae.decode(x0 / sd.config.latent_scale).clamp(-1, 1), 8)
+    error = (coloured(sd.rgb, x0) - decoded).square().mean()
+    flat = (decoded.mean((0, 2, 3), keepdim=True) - decoded).square().mean()
+    print(f"PSNR {10 * torch.log10(4 / error):.2f} dB, of one colour {10 * torch.log10(4 / flat):.2f} dB")
+    assert error < flat / 10**0.5
+
+
+def test_every_step_and_row_is_shown_and_nothing_changes():
+    sd, shown = small_model(), []
+    show = minedit.preview(sd, every=2, show=shown.append)
+    res = minedit.edit(sd, *PAIR, steps=5, on_step=show)
+    plain = minedit.edit(sd, *PAIR, steps=5)
+    assert torch.equal(res.edited_latent, plain.edited_latent)
+    assert list(show.frames) == [2, 4] and len(shown) == 2 and len(show.images) == 2
+    assert shown[1].width > 2 * 64 and show.images[0].size == (64, 64)
+    minedit.generate(sd, [PAIR[0]], steps=4, height=32, width=96, on_step=show)  # another run
+    assert len(shown) == 4 and [each.size for each in show.images] == [(96, 32)]
+    assert show.strip().width > 2 * 96 > show.strip(1).width
+
+
+def test_latents_that_are_not_finite_are_left_to_the_run():
+    shown = []
+    show = minedit.preview(small_model(), show=shown.append)
+    show(SimpleNamespace(index=0, x0=torch.full((1, 4, 8, 8), torch.nan)))
+    assert not shown and not show.images
+    with pytest.raises(MineditError, match="no step was shown yet"):
+        show.strip()
+
+
+def test_what_it_is_fitted_by_is_no_part_of_a_recording():
+    name, tapes = "encoder.conv_in.in", []
+    photo = Image.new("RGB", (64, 64), (200, 30, 90))
+    for watched in (False, True):
+        sd = small_model()
+        with minedit.recorded(sd, name) as tape:
+            more = {"on_step": minedit.preview(sd)} if watched else {}
+            minedit.edit(sd, *PAIR, image=photo, steps=2, **more)
+            if watched:
+                replace(sd).rgb  # noqa: B018
+        tapes.append(tape[name].tensor)
+    assert torch.equal(*tapes)
+    zeros = small_model()
+    with minedit.patched(zeros, {"decoder.conv_in.out": lambda value, at: value * 0}):
+        assert torch.equal(zeros.rgb, sd.rgb)
+
+
+class Handle:
+    def __init__(self) -> None:
+        self.updates = 0
+
+    def update(self, picture: Image.Image) -> None:
+        self.updates += 1
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_notebook_shows_one_picture_in_place(monkeypatch, kernel):
+    handles = []
+
+    def display(picture: Image.Image, display_id: bool) -> Handle:
+        handles.append(Handle())
+        return handles[-1]
+
+    shell = SimpleNamespace(kernel=1) if kernel else None
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    sd = small_model()
+    show = minedit.preview(sd)
+    for _ in range(2):  # a run each, a picture each
+        minedit.generate(sd, [PAIR[0]], steps=3, on_step=show)
+    assert [handle.updates for handle in handles] == ([2, 2] if kernel else [])
+    assert list(show.frames) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"every": "2"}, {"show": 3}])
+def test_mistakes_are_a_line(wrong):
+    with pytest.raises(MineditError, match=f"^{next(iter(wrong))} is .*expected"):
+        minedit.preview(small_model(), **wrong)
+    with pytest.raises(MineditError, match="expected what minedit.load returns"):
+        minedit.preview(None)
+
+
+def test_command(tmp_path):
+    out = tmp_path / "out"
+    assert main(["generate", PAIR[0], "--steps", "5", "--preview", "linear", "--out", str(out)]) == 0
+    with Image.open(out / "preview.png") as picture:
+        assert picture.width > 128 and picture.getextrema()[0] != (0, 0)
