@@ -114,6 +114,7 @@ def test_what_it_is_fitted_by_is_no_part_of_a_recording():
     zeros = small_model()
     with minedit.patched(zeros, {"decoder.conv_in.out": lambda value, at: value * 0}):
         assert torch.equal(zeros.rgb, sd.rgb)
+        minedit.generate(zeros, [PAIR[0]], steps=1)
 
 
 class Handle:
