@@ -42,7 +42,7 @@ class Model:
 
     @cached_property
     def rgb(self) -> Tensor:
-        """matrix [3, 5]: a clean latent and 1 -> its RGB, fitted when it is first asked for; see stack/preview.py."""
+        """matrix [3, 37]: clean latents and 1 -> RGB, fitted when it is first asked for; see stack/preview.py."""
         self.check_files()
         with holding(self.unet, None):  # what looks at a run, or changes it, has no part in this
             config = self.config

@@ -72,7 +72,7 @@ class Preview:
 def preview(sd: Model, every: int = 1, show: Show | None = None) -> Preview:
     """What shows a run's clean latents as they become, given to a verb: `on_step=minedit.preview(sd)`.
 
-    A colour is a matrix's of the latent there, fitted to the model's own VAE once; nothing else is computed. Reading a
+    A colour is a matrix's of the latents there, fitted to the model's own VAE once; nothing else is computed. Reading a
     step makes a GPU wait, so `every` is for fast ones.
 
     Args:
