@@ -23,16 +23,17 @@ if TYPE_CHECKING:
     from minedit.stack.vae import VAE
     from minedit.verbs.edit import edit, edits
     from minedit.verbs.generate import generate
+    from minedit.verbs.preview import preview
 
 __all__ = ["INVERSIONS", "IP2P", "METHODS", "PICTUREBOOK", "SD14", "VAE", "MineditError", "Tape", "UNet"]
-__all__ += ["edit", "edits", "generate", "load", "load_control", "patched", "recorded", "save", "sweep"]
-__all__ += ["word_maps", "xray", "__version__"]
+__all__ += ["edit", "edits", "generate", "load", "load_control", "patched", "preview", "recorded", "save"]
+__all__ += ["sweep", "word_maps", "xray", "__version__"]
 # What takes torch is imported when it is first asked for, so that --help need not wait: its file, by name.
 _LATER = {
     **{"VAE": "stack.vae", "UNet": "stack.unet", "load": "files.checkpoint", "save": "files.checkpoint"},
     **{"edit": "verbs.edit", "edits": "verbs.edit", "generate": "verbs.generate", "load_control": "files.control"},
     **{"patched": "record.patches", "recorded": "record.recorder", "word_maps": "record.words"},
-    **{"Tape": "record.recorder", "sweep": "record.sweeps", "xray": "report.page"},
+    **{"Tape": "record.recorder", "sweep": "record.sweeps", "preview": "verbs.preview", "xray": "report.page"},
 }
 
 
