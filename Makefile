@@ -14,7 +14,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help edit test lint browser kernels parity bench bench-cuda cuda cuda-train bench-load notebooks notebook-outputs \
-  lesson gallery methods tensors clean distclean
+  lesson gallery methods inspect tensors clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -67,11 +67,14 @@ lesson: $(VENV)/installed ## the first lesson, executed here, as a page in out/n
 	  && echo "open out/notebooks/01-first-edit.html; then notebooks/02-the-stack.ipynb"; \
 	else echo "read notebooks/01-first-edit.ipynb, pictures and all; to run it: make notebooks, which installs jupyter's tools"; fi
 
-gallery: $(VENV)/installed ## draw the README's picture of edits anew, and that of all methods
-	$(BIN)/python docs/make_gallery.py docs/gallery.png docs/methods.jpg
+gallery: $(VENV)/installed ## draw the README's picture of edits anew, and those of the methods
+	$(BIN)/python docs/make_gallery.py docs/gallery.png docs/methods.jpg docs/methods
 
 methods: $(VENV)/installed ## make docs/methods.md anew, from the settings
 	$(BIN)/python docs/make_methods.py
+
+inspect: $(VENV)/installed ## draw docs/inspect.webp anew: the page of an edit, its parts numbered; by a Chromium that is here
+	$(BIN)/python docs/make_inspect.py
 
 tensors: $(VENV)/installed ## make docs/tensors.md anew: every tensor by name, with its shape
 	$(BIN)/python docs/make_tensors.py

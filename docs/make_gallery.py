@@ -1,18 +1,24 @@
-"""Edits by the embedded model: `python docs/make_gallery.py docs/gallery.png [docs/methods.jpg]`.
+"""Edits by the embedded model: `python docs/make_gallery.py docs/gallery.png [docs/methods.jpg [docs/methods]]`.
 
 The first is the README's, twelve edits by AdapEdit; the second has eight pairs, each edited by every method that draws
-its source.
+its source. The third is a folder: for each method and inversion a strip of what examples.py has, and the photographs.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
-from PIL import Image
+from examples import GUIDANCE, INSTRUCTED, INVERTED, STRIPS, picture
+from PIL import Image, ImageChops
 
 from minedit.files.checkpoint import Model, load
 from minedit.image import grid, save
+from minedit.inversion.choose import INVERSIONS
 from minedit.methods.choose import METHODS
+from minedit.picturebook.world.factors import Factors
+from minedit.picturebook.world.scene import scene
 from minedit.verbs.edit import edit, edits
 
 # (source, target, seed), the best of 0 to 5; the first of 0 to 35, the third of 0 to 23. All but two are soft.
@@ -31,6 +37,12 @@ EDITS = (
     ("an apple on the table", "a hamburger on the table", 1),
 )
 SCALE = 1.5  # of the pictures in the sheet
+APART = 4  # times that a difference is shown
+PHOTOGRAPHS = {  # what renderings show, and their seeds
+    "boy": (Factors("boy", "park", "blue", pose="standing"), 1),
+    "cat": (Factors("cat", "grass", "brown", pose="standing"), 2),
+    "girl": (Factors("girl", "snow", "red", pose="standing"), 3),
+}
 COMPARED = (*(EDITS[at] for at in (0, 7, 5, 3, 8, 9, 2)), ("a dog on the beach", "a dog in the snow", 1))
 
 
@@ -56,8 +68,37 @@ def compared(model: Model) -> Image.Image:
     return grid(pictures, captions, columns=1 + len(names))
 
 
+def strips(model: Model, folder: Path, only: Iterable[str] = ()) -> None:
+    """A picture of each method and inversion, or of some, and the photographs that they edit."""
+    photos = {name: scene(*of, model.config.image_size).image for name, of in PHOTOGRAPHS.items()}
+    for name, image in photos.items():
+        save(folder / f"{name}.png", image)
+    found: dict[str, list[tuple[Image.Image, str]]] = {}
+    for name in set(only or (*STRIPS, *INSTRUCTED, *INVERSIONS)):
+        cells = found[name] = []
+        if name in STRIPS:
+            for source, target, seed in STRIPS[name]:
+                res = edit(model, source, target, name, seed=seed)
+                cells += [(res.source, source), (res.edited, f"→ {target}, seed {seed}")]
+        elif name in INSTRUCTED:
+            instructed = load(name)
+            for photo, text, seed in INSTRUCTED[name]:
+                res = edit(instructed, "", text, name, image=photos[photo], seed=seed)
+                cells += [(photos[photo], "photograph"), (res.edited, f"“{text}”, seed {seed}")]
+        else:
+            more = {"guidance": GUIDANCE[name]} if name in GUIDANCE else {}
+            photo, source, target = INVERTED
+            res = edit(model, source, target, image=photos[photo], inversion=name, **more)
+            off = ImageChops.difference(photos[photo], res.source).point(lambda x: min(255, APART * x))
+            cells += [(photos[photo], f"photograph: {source}"), (res.source, "drawn again")]
+            cells += [(off, f"how far off, {APART} times"), (res.edited, f"→ {target}")]
+        grid(*zip(*cells, strict=True)).save(folder / picture(name), quality=80, method=6)
+
+
 if __name__ == "__main__":
     sd = load()
     save(sys.argv[1] if len(sys.argv) > 1 else "gallery.png", gallery(sd), {"edits": EDITS})
     if len(sys.argv) > 2:
         compared(sd).save(sys.argv[2], quality=85)
+    if len(sys.argv) > 3:
+        strips(sd, Path(sys.argv[3]), sys.argv[4:])

@@ -4,6 +4,8 @@ import csv
 from dataclasses import fields
 from pathlib import Path
 
+from examples import GUIDANCE, SEEDS, command, picture
+
 from minedit.inversion.choose import INVERSIONS
 from minedit.methods.choose import METHODS
 from minedit.sampling.numbers import SEED, Numbers
@@ -17,7 +19,9 @@ of `minedit.edit` and, with dashes, an option of the command line. This page is 
 ![Eight edits by each method, of the embedded model, 25 steps: MasaCtrl leaves colours and places as they were,
 Plug-and-Play fails at a new pose, h-Edit changes colours that nobody asked for](methods.jpg)
 
-How well each does: [results.md](results.md).
+How well each does: [results.md](results.md). Below, each has three edits that suit it, and the command that draws the
+first. They show what a method is for, not how often it comes off: seeds were chosen by eye, among {seeds} at most.
+`make gallery` draws them anew; the photographs are renderings of the embedded world.
 
 To add a method, write a frozen dataclass of settings with a function `prepare(job) -> Way`
 (`minedit/methods/__init__.py` says what a Way can do) and give it a name: `minedit.METHODS["mine"] = Mine`.
@@ -62,14 +66,24 @@ def measured() -> str:
     return "\n".join(lines)
 
 
+def shown(name: str, what: str) -> str:
+    return f"![{what}](methods/{picture(name)})\n\n```sh\n{command(name)}\n```\n"
+
+
 def page() -> str:
-    parts = [HEAD, "## Every run\n", table([("seed", 0, SEED), *rows_of(Numbers)])]
+    parts = [HEAD.replace("{seeds}", str(SEEDS)), "## Every run\n", table([("seed", 0, SEED), *rows_of(Numbers)])]
     for method, kind in METHODS.items():
         parts.append(f"\n## {method}\n\n{' '.join(kind.__doc__.split())}\n")
+        photo = getattr(kind, "reads_photo", False)
+        parts.append(
+            shown(method, f"Three photographs and their edits by {method}" if photo else f"Three edits by {method}")
+        )
         parts += [table(rows_of(kind))] if fields(kind) else []
     parts += [INVERTING, measured()]
     for name, kind in INVERSIONS.items():
         parts.append(f"\n### {name}\n\n{' '.join(kind.__doc__.split())}\n")
+        what = f"A photograph, as {name} draws it again, how far that is off, and an edit of it"
+        parts.append(shown(name, what + (f", guidance {GUIDANCE[name]:g}" if name in GUIDANCE else "")))
         parts += [table(rows_of(kind))] if fields(kind) else []
     return "\n".join(parts).rstrip() + "\n"
 

@@ -7,7 +7,7 @@ res = minedit.edit(sd, "a boy in the park", "a sitting boy in the park", seed=0)
 import importlib
 from typing import TYPE_CHECKING
 
-from minedit.config import IP2P, PICTUREBOOK, SD14, MineditError
+from minedit.config import IP2P, PICTUREBOOK, SD14, MineditError, __version__
 from minedit.inversion.choose import INVERSIONS
 from minedit.methods.choose import METHODS
 
@@ -18,21 +18,22 @@ if TYPE_CHECKING:
     from minedit.record.recorder import Tape, recorded
     from minedit.record.sweeps import sweep
     from minedit.record.words import word_maps
+    from minedit.report.page import xray
     from minedit.stack.unet import UNet
     from minedit.stack.vae import VAE
     from minedit.verbs.edit import edit, edits
     from minedit.verbs.generate import generate
+    from minedit.verbs.preview import preview
 
 __all__ = ["INVERSIONS", "IP2P", "METHODS", "PICTUREBOOK", "SD14", "VAE", "MineditError", "Tape", "UNet"]
-__all__ += ["edit", "edits", "generate", "load", "load_control", "patched", "recorded", "save", "sweep"]
-__all__ += ["word_maps"]
-__version__ = "0.2.0"
+__all__ += ["edit", "edits", "generate", "load", "load_control", "patched", "preview", "recorded", "save"]
+__all__ += ["sweep", "word_maps", "xray", "__version__"]
 # What takes torch is imported when it is first asked for, so that --help need not wait: its file, by name.
 _LATER = {
     **{"VAE": "stack.vae", "UNet": "stack.unet", "load": "files.checkpoint", "save": "files.checkpoint"},
     **{"edit": "verbs.edit", "edits": "verbs.edit", "generate": "verbs.generate", "load_control": "files.control"},
     **{"patched": "record.patches", "recorded": "record.recorder", "word_maps": "record.words"},
-    **{"Tape": "record.recorder", "sweep": "record.sweeps"},
+    **{"Tape": "record.recorder", "sweep": "record.sweeps", "preview": "verbs.preview", "xray": "report.page"},
 }
 
 

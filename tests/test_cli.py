@@ -265,7 +265,10 @@ MISTAKES = {
     "no LoRA": (["generate", BOY, "--lora", "none.safetensors:0.5"], "none.safetensors does not exist; expected"),
     "LoRA without a number": (["generate", BOY, "--lora", "text.ckpt:high"], "text.ckpt:high does not exist"),
     "not a LoRA": (["edit", BOY, SITTING, "--lora", "half.safetensors"], "half.safetensors"),
-    "preview of another model": (["generate", BOY, "--preview", "text.ckpt"], "--preview is for Stable Diffusion v1"),
+    "preview of another model": (
+        ["generate", BOY, "--preview", "text.ckpt"],
+        "--preview FILE is for Stable Diffusion v1",
+    ),
     "not a checkpoint": (["edit", BOY, SITTING, "--model", "text.ckpt"], "text.ckpt"),
     "out is a file": (["edit", BOY, SITTING, "--out", "text.ckpt"], "text.ckpt"),
     "out below a file": (["generate", BOY, "--out", "text.ckpt/x/y"], "text.ckpt"),

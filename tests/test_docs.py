@@ -35,7 +35,7 @@ def blocks(page: Path, kind: str) -> list[str]:
 def place(tmp_path, monkeypatch):
     """A folder with the files that pages name, small ones; runs of two steps unless a page says how many."""
     monkeypatch.chdir(tmp_path)
-    for verb in ("generate", "edit", "edits"):
+    for verb in ("generate", "edit", "edits", "xray"):
         monkeypatch.setattr(minedit, verb, partial(getattr(minedit, verb), steps=2))
     whole, embedded, files = slim(), minedit.load(), {}
 

@@ -57,7 +57,7 @@ def place(file: Path) -> tuple[float, ...]:
     if name != "__init__.py":
         return (*at, listed(file.parent).index(name))
     if file.parent == PACKAGE:  # it gathers the public names, and may name what has them
-        return (listed(PACKAGE).index("record/") + 0.5,)
+        return (listed(PACKAGE).index("report/") + 0.5,)
     return (*at, 99 if any(each.parent == file.parent and each != file for each in imported(file)) else -1)
 
 

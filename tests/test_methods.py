@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from small_model import small_model
 
 import minedit
 from minedit import cli, image
+from minedit.cli import origin
 from minedit.config import MineditError
 from minedit.files import checkpoint
 from minedit.methods import Told, Way, WordPlan
@@ -182,3 +184,26 @@ def test_the_page_of_methods_is_current(monkeypatch):
     import make_methods
 
     assert (ROOT / "docs" / "methods.md").read_text() == make_methods.page(), "run: make methods"
+
+
+def test_each_has_a_picture_and_the_command_that_draws_it(monkeypatch):
+    """docs/methods.md; the command and the caption name the same edit, of that method or inversion."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from examples import INSTRUCTED, STRIPS
+
+    sections = re.split(r"^##+ ", (ROOT / "docs" / "methods.md").read_text(), flags=re.M)
+    sections = {text.partition("\n")[0]: text for text in sections}
+    sizes = {file: file.stat().st_size for file in (ROOT / "docs" / "methods").iterdir()}
+    assert max(sizes.values()) < 25 * 1024 and sum(sizes.values()) < 300 * 1024
+    for name in (*minedit.METHODS, *minedit.INVERSIONS):
+        (file,) = re.findall(r"^!\[.+\]\((methods/[\w-]+\.webp)\)$", sections[name], re.M)
+        with image.Image.open(ROOT / "docs" / file) as strip:
+            assert strip.width > 500 and len(strip.convert("RGB").getcolors(2**20)) > 1000
+        (line,) = re.findall(r"^```sh\nminedit (edit .+)\n```$", sections[name], re.M)
+        args = origin.parse(shlex.split(line))
+        if name in minedit.INVERSIONS:
+            assert args.inversion == name and args.image.is_relative_to("docs/methods")
+            continue
+        (source, target, seed), *_ = STRIPS.get(name) or INSTRUCTED[name]
+        assert (args.method, args.target, args.seed) == (name, target, [seed])
+        assert args.source == source or args.image == Path(f"docs/methods/{source}.png")

@@ -244,3 +244,12 @@ def test_command(tmp_path, capsys):
 def test_command_refuses(wrong, said, tmp_path, capsys):
     assert main(["xray", *PAIR, *wrong, "--out", str(tmp_path / "p.html")]) == 2
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_page_is_saved_from_python(both, tmp_path):
+    page, _ = both
+    assert minedit.xray is xray
+    page.save(tmp_path / "new" / "page.html")
+    assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8") == page.html
+    with pytest.raises(MineditError, match="^cannot write "):
+        page.save(tmp_path / "new")

@@ -65,7 +65,8 @@ def tap_of(unet: nn.Module) -> Tap | None:
 
 
 @contextmanager
-def holding(unet: nn.Module, tap: Tap) -> Iterator[None]:
+def holding(unet: nn.Module, tap: Tap | None) -> Iterator[None]:
+    """None: no tap here, while it lasts."""
     token = _HELD.set({**_HELD.get({}), _key(unet): tap})
     try:
         yield

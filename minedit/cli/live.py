@@ -15,7 +15,13 @@ from minedit.config import MineditError
 from minedit.sampling.numbers import SEED
 from minedit.settings import Settings, settings
 
-DRAGGED = {"tau": "τ", "lambda_s": "λ_S", "lambda_tau": "λ_τ", "lambda_sv": "λ_S[V]", "cross_steps": "cross-attention"}
+DRAGGED = {  # settings, and what their sliders are called
+    "tau": "τ, one for all words",
+    "lambda_s": "λ_S, the most of a pixel",
+    "lambda_tau": "λ_τ, times every τ",
+    "lambda_sv": "λ_S[V], slope of S",
+    "cross_steps": "cross-attention",
+}
 WEIGHT, HEAVIEST = "weight", 4.0  # of a word, by its number
 TOP = 2.0  # of a slider whose setting has no end
 EVERY, STEPS = 4, 20  # what a run of a few seconds shows, unless more is asked for

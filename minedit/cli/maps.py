@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
             settings |= {"image": str(args.image.absolute())} if picture else {}
             found = {"peaks": {word: round(maps.map(word).max().item(), 4) for word in names}}
             for word, peak in found["peaks"].items():
-                print(f"  {shown(word, 40)}: at most {peak:.2f} of a pixel's attention")
+                print(f"  {shown(word, 40)}: at most {100 * peak:.0f} % of a pixel's attention")
             name = f"seed{seed}-" if len(args.seed) > 1 else ""
             settings |= output.model_settings(args, sd)
             output.write(args.out, name, pictures, settings, found | {"notes": []}, time.perf_counter() - began, said)

@@ -206,8 +206,8 @@ def _run_options(parser: Parser) -> None:
     group.add_argument("--from", metavar="PNG", dest="origin", type=path, help=text)
     text = "of several runs, draw those too whose pictures, of the same settings, stand in the folder"
     group.add_argument("--again", action="store_true", help=text)
-    text = "TAESD's weights: preview.png shows, every 5 steps, what the picture becomes (Stable Diffusion v1 only)"
-    group.add_argument("--preview", metavar="FILE", help=text)
+    text = "preview.png shows, every 5 steps, what the picture becomes: linear, of any model, or by a TAESD's weights"
+    group.add_argument("--preview", metavar="linear|FILE", help=text)
     _control(parser)
     add_model(parser)
 

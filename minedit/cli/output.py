@@ -99,9 +99,13 @@ def preview(args: argparse.Namespace, sd: Model) -> OnStep | None:
     """What writes preview.png every few steps, if --preview asks for it."""
     if args.preview is None:
         return None
+    if args.preview == "linear":
+        from minedit.verbs.preview import preview
+
+        return preview(sd, PREVIEW_EVERY, lambda picture: image.save(args.out / "preview.png", picture))
     if sd.config.vae != SD14.vae:
         raise MineditError(
-            f"--preview is for Stable Diffusion v1, and {sd.config.name} has latents of its own; omit it"
+            f"--preview FILE is for Stable Diffusion v1, and {sd.config.name} has latents of its own; --preview linear"
         )
     from minedit.files.taesd import load_taesd
     from minedit.stack.taesd import save_preview

@@ -17,8 +17,7 @@ def main(argv: list[str]) -> None:
     for name, what in (("pairs", "several edits"), ("preview", "a preview")):
         if getattr(args, name) is not None:
             raise MineditError(f"--{name} makes {what}, and a page shows one edit; leave it out")
-    from minedit import image  # Pillow, once the arguments are right
-    from minedit.cli import output, steering
+    from minedit.cli import output, steering  # Pillow, once the arguments are right
     from minedit.cli.edit import prepared
     from minedit.cli.pairs import asked
 
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
         with output.progress() as progress:
             pair, more = (each.source, each.target, each.method), {"settings": each.settings, **given}
             page = xray(sd, *pair, every=own.every, seed=each.seeds[0], progress=progress, **more)
-        image.write_whole(own.out, lambda part: part.write_text(page.html, encoding="utf-8"))
+        page.save(own.out)
     for note in page.result.notes:
         print(f"  note: {shown(note, 1000)}")
     for missing in page.data["missing"]:

@@ -31,11 +31,13 @@ COMMON_TAU = 0.8  # of fwt=False: Prompt-to-Prompt's default cross_steps
 
 @dataclass(frozen=True)
 class AdapEditConfig(Blending):
-    """AdapEdit's settings; every default lives here. Symbols are the paper's.
+    """AdapEdit: words are let go one by one, those like what changes first, and pixels follow the target as far as they
+    are like it. For soft edits: poses, actions, counts, sizes. Symbols are the paper's.
 
-    Figure 7 has lambda_sv 0.8 ... 1 and lambda_s 0.9 ... 0.98. Hidden states share one large direction: without
-    centring every cosine is near 1, every tau near 0 and the gate nearly flat. rest and rest_tau are the authors'
-    script, max(0, rest - share of words with tau < rest_tau); the paper is silent.
+    Figure 7 has lambda_sv 0.8 ... 1 and lambda_s 0.9 ... 0.98. Hidden states share a direction, which counts as
+    likeness without centring: cosines grow, every tau falls, pixels far from the key words change too (tau of "park"
+    in the first edit of notebooks/06: 0.34 for 0.58). rest and rest_tau are the authors' script, max(0, rest - share
+    of words with tau < rest_tau); the paper is silent.
     """
 
     lambda_tau: float = setting(1.0, "λ_τ: smaller lets words go earlier, for a stronger edit", low=0)

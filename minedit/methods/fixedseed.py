@@ -8,7 +8,7 @@ from minedit.settings import Settings
 
 @dataclass(frozen=True)
 class FixedSeedConfig(Settings):
-    """The fixed seed has no settings."""
+    """The target prompt from the source's noise, and nothing else: what every other method has to beat. No settings."""
 
     def prepare(self, job: Job) -> Way:
         from minedit.methods.plan import unedited  # torch's: settings are read without it

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class P2PConfig(Blending):
-    """Prompt-to-Prompt's settings; the defaults are those of the released code.
+    """Prompt-to-Prompt: for the first steps words look where they look in the source. For words that are replaced,
+    added or weighed, and layouts that stay. The defaults are those of the released code.
 
     A span is a fraction of the steps, from the first on, or two: from one up to the other.
     """

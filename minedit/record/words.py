@@ -31,7 +31,7 @@ from minedit.verbs.asked import check_model, read_photo, read_prompt
 from minedit.verbs.results import EditResult, Generated
 
 STEPS, FIRST = 20, 8  # of a picture that was not drawn: at times of less noise than 571 of 999, it is still there
-SAID = {"target": "target, its own attention", "edited": "target, as edited"}
+SAID = {"source": "the source", "target": "the target, on its own", "edited": "the target, as edited"}
 LEAST = 256  # side of an overlay, in pixels: smaller pictures are enlarged
 
 
@@ -62,8 +62,9 @@ class WordMaps:
             for name in [picture] if picture else names:
                 cells.append(self._one(each, name))
                 most = self.map(each, name).max().item()
-                peak = "not in its prompt" if most != most else f"{most:.2f} at most"
-                captions.append(f"{each} in {SAID.get(name, name)}: {peak}")
+                peak = "not in its prompt" if most != most else f"at most {100 * most:.0f} % of a pixel's attention"
+                where = "" if len(names) == 1 else f", {SAID.get(name, f'picture {name}')}"
+                captions.append(f"{each}{where}: {peak}")
         return grid(cells, captions, columns=1 if picture else len(names))
 
     def _one(self, word: str, picture: str) -> Image.Image:

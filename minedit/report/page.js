@@ -401,7 +401,7 @@ function begin() {
     `${some} of the ${D.steps.length} steps here are decoded by the VAE; the others are a linear preview, its colours fitted to those (R² ${D.rgb.r2.toFixed(2)}), one square for each pixel of the latents.`);
   D.missing.forEach(text => $("missing").append(el("li", {}, text)));
   $("missing").append(el("li", {}, `maps of single heads: those here are means over heads${MAPS.some(m => m.size[0] > m.h) ? `, and none is finer than ${D.finest} × ${D.finest}` : ""}`));
-  for (let x = 0, pen = $("scale").getContext("2d"); x < 256; x++) { pen.fillStyle = `rgb(${heat(x / 255).map(Math.round)})`; pen.fillRect(x, 0, 1, 1); }
+  for (const id of ["scale", "scale-s"]) for (let x = 0, pen = $(id).getContext("2d"); x < 256; x++) { pen.fillStyle = `rgb(${heat(x / 255).map(Math.round)})`; pen.fillRect(x, 0, 1, 1); }
   buildWords(); buildFilm(); buildGates(); buildDiagram(); drawPair();
   state.word = Math.max(D.words.findIndex(w => w.kind !== "kept"), 0);
   state.step = Math.round((D.steps.length - 1) / 3);

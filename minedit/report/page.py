@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from minedit import __version__
-from minedit.config import MineditError, shown
+from minedit.config import MineditError, __version__, shown
+from minedit.image import write_whole
 from minedit.methods.choose import DEFAULT
 from minedit.methods.plan import map_shape
 from minedit.methods.wordmaps import Statistics
@@ -39,11 +40,17 @@ class Page:
     def bytes(self) -> int:
         return len(self.html.encode())
 
+    def save(self, path: str | os.PathLike) -> None:
+        """One file, for any browser. Raises MineditError where it cannot be written."""
+        write_whole(path, lambda part: part.write_text(self.html, encoding="utf-8"))
+
 
 def xray(
     sd: Model, source: str, target: str, method: str = DEFAULT, *, every: int = 1, limit: int = LIMIT, **more: object
 ) -> Page:
-    """Draw an edit and show it from inside. every: steps; limit: bytes of the page; more: as of `edit`.
+    """Draw an edit and show it from inside: `xray(sd, source, target).save("page.html")`.
+
+    every: of the run's steps, those that are shown; limit: bytes of the page; more: as of `edit`.
 
     Raises MineditError where the page would be larger, before the edit is drawn where that can be told.
     """

@@ -10,6 +10,7 @@ from torch import Tensor
 from minedit.image import to_tensor
 from minedit.sampling.coded import pictures
 from minedit.stack.model import Model
+from minedit.stack.preview import least_squares
 
 AT_ONCE = 8  # latents
 
@@ -26,10 +27,4 @@ def linear(x0: Tensor, images: list[Image]) -> tuple[Tensor, float]:
     x0: [B, 4, h, w]. A pixel's RGB is the mean over the square of the picture that it stands for.
     """
     small = torch.cat([F.adaptive_avg_pool2d((to_tensor(image) + 1) / 2, x0.shape[2:]) for image in images])
-    rows = x0.double().permute(0, 2, 3, 1).flatten(0, 2)  # [pixels, 4]
-    rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], 1)
-    colours = small.double().permute(0, 2, 3, 1).flatten(0, 2)  # [pixels, 3]
-    found = torch.linalg.lstsq(rows, colours, driver="gelsd").solution  # [5, 3]
-    left = (rows @ found - colours).square().sum()
-    r2 = 1 - left / (colours - colours.mean(0)).square().sum().clamp(min=1e-12)
-    return found.T.float().contiguous(), r2.item()
+    return least_squares(x0, small)

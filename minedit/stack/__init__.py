@@ -9,6 +9,7 @@ feed_forward.py  the layers of a transformer block that are no attention
 unet.py     the noise predictor
 control.py  a picture that steers it
 vae.py      the autoencoder
+preview.py  latents → small pictures, by a matrix fitted to it
 model.py    what a loaded model is
 taesd.py    a tiny autoencoder, for previews
 ```

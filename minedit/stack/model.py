@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
+from minedit.attention.tap import holding
 from minedit.config import Config
+from minedit.stack.preview import fitted
 from minedit.stack.text import TextEncoder
 from minedit.stack.tokens import Tokenizer
 from minedit.stack.unet import UNet
@@ -35,6 +39,14 @@ class Model:
         """Raises MineditError where a file that its weights stay in was written to since it was loaded."""
         for file in self.kept:
             file.check()
+
+    @cached_property
+    def rgb(self) -> Tensor:
+        """matrix [3, 37]: clean latents and 1 -> RGB, fitted when it is first asked for; see stack/preview.py."""
+        self.check_files()
+        with holding(self.unet, None):  # what looks at a run, or changes it, has no part in this
+            config = self.config
+            return fitted(self.vae, config.vae.factor, config.latent_scale, self.device, self.dtype)
 
     @property
     def fast(self) -> bool:

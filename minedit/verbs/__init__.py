@@ -9,6 +9,7 @@ results.py    what is given back: pictures, their settings, notes
 asked.py      arguments, checked
 steered.py    a ControlNet's, and the model that it steers
 counted.py    what an edit costs
+preview.py    every step, shown while it draws
 generate.py
 edit.py
 ```
