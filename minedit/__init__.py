@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["INVERSIONS", "IP2P", "METHODS", "PICTUREBOOK", "SD14", "VAE", "MineditError", "Tape", "UNet"]
 __all__ += ["edit", "edits", "generate", "load", "load_control", "patched", "recorded", "save", "sweep"]
 __all__ += ["word_maps"]
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 # What takes torch is imported when it is first asked for, so that --help need not wait: its file, by name.
 _LATER = {
     **{"VAE": "stack.vae", "UNet": "stack.unet", "load": "files.checkpoint", "save": "files.checkpoint"},
