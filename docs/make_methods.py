@@ -45,6 +45,7 @@ def table(rows) -> str:
     for name, default, each in rows:
         default = each.none if default is None else "" if default == () else default
         values = f"{each.range or 'any'} {each.unit}".strip() if each.kind in (int, float) else each.expected
+        values += f"; None: {each.none}" * (bool(each.none) and default != each.none)
         lines.append(f"| `{name}` | {default} | {values} | {each.help} |")
     return "\n".join(lines)
 

@@ -102,6 +102,8 @@ class Setting:
 
     def read(self, text: str) -> object:
         """What the command line says; of words with values, one. Raises ValueError or MineditError."""
+        if self.none and text == "None":
+            return None
         if self.kind is list:
             texts = [part.strip() for part in text.split(",")]
             if not all(texts):

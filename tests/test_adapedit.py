@@ -205,7 +205,7 @@ def test_key_words_are_released_from_the_start_and_the_others_by_their_tau(model
 
 
 def test_begin_end_padding_and_self_attention_follow_the_scripts_rule(model):
-    plan, found, target = plan_of(model, BOY, SITTING)
+    plan, found, target = plan_of(model, BOY, SITTING, sigma=None)
     share = np.mean(np.array(found.tau) < 0.1)
     steps = int(np.ceil(round((0.8 - share) * 10, 6)))
     outside = [0, *range(target.length - 1, TOKENS)]
@@ -214,6 +214,7 @@ def test_begin_end_padding_and_self_attention_follow_the_scripts_rule(model):
     assert not any(rule is SELF_RULE for rule in plan.rules(steps).values())
     other, *_ = plan_of(model, BOY, SITTING, sigma=0.3, rest=0.0)
     assert other.self_steps == (0, 3) and {other.pinned[j] for j in outside} == {(0, 0)}
+    assert plan_of(model, BOY, SITTING)[0].self_steps == (0, 0)
 
 
 def test_removed_words_are_measured_in_the_source(model):
@@ -230,7 +231,7 @@ def test_nothing_in_common_is_a_note(model):
 
 
 def test_without_fwt_one_tau_holds_for_all(model):
-    plan, *_ = plan_of(model, BOY, DOG, fwt=False)
+    plan, *_ = plan_of(model, BOY, DOG, fwt=False, sigma=None)
     assert set(plan.pinned) == {(0, 8)} == {plan.self_steps} and {w.tau for w in plan.words} == {adapedit.COMMON_TAU}
     plan, *_ = plan_of(model, BOY, SITTING, tau=0.35)
     assert [w.tau for w in plan.words] == [0.35, 0.0, 0.35, 0.35, 0.35, 0.35]

@@ -94,6 +94,13 @@ def test_two_methods_may_have_a_setting_of_one_name(monkeypatch, tmp_path, capsy
         assert status in capsys.readouterr().err
 
 
+def test_none_can_be_typed_where_it_is_a_value():
+    own = settings(minedit.METHODS["adapedit"])
+    assert own["sigma"].read("None") is None and own["sigma"].read("0.5") == 0.5
+    with pytest.raises(ValueError):
+        own["rest"].read("None")
+
+
 def test_edit_names_no_method():
     code = (ROOT / "minedit" / "verbs" / "edit.py").read_text().lower()
     assert not [name for name in (*minedit.METHODS, "adapedit", "p2p", "prompt-to-prompt", "fixed") if name in code]

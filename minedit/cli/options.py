@@ -127,6 +127,7 @@ def _option(group: argparse._ArgumentGroup, field: Field, absent: object, *named
     """The option of a setting. absent: its value where it is not given; named: what methods have by this name."""
     each, flag = named[0], field.name.replace("_", "-")
     text = each.help + f", {each.range} {each.unit}".rstrip() * (each.kind in NUMBERS and bool(each.range))
+    text += f"; None: {each.none}" * (bool(each.none) and field.default is not None)
     text += f" (default: {each.none if field.default is None else field.default})" * (field.default not in ((), ""))
     if each.kind is bool and each.choices:  # a switch with more positions
         group.add_argument(f"--no-{flag}", dest=field.name, action="store_false", default=absent, help="without")
