@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ import minedit
 from minedit.attention.eager import eager
 from minedit.attention.rules import Attn, Edit, Mask, Rule, Split
 from minedit.config import MineditError
+from minedit.speed import graphs
 from minedit.speed.fast import fast
 from minedit.speed.graphs import LIMIT, Recorded, Repeated, put_together, searched, taken_apart
 
@@ -181,6 +185,98 @@ def test_a_text_given_again_is_not_copied_again(sd, replayed):
     for text in (context, context, context + 1, context):
         with torch.inference_mode():
             assert torch.equal(replayed.unet(x, t, text), sd.unet(x, t, text))
+
+
+class Pools:
+    """What torch's CUDA does about graphs' memory, without CUDA: a pool whose graphs are gone takes no other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made, self.current, self.users = 0, "own", {}
+        for name in ("CUDAGraph", "graph", "stream", "graph_pool_handle"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(graphs, "_alive", {})
+
+    def graph_pool_handle(self) -> int:
+        self.made += 1
+        return self.made
+
+    def CUDAGraph(self) -> object:  # noqa: N802
+        pools = self
+
+        class Graph:
+            id = None
+
+            def pool(self) -> int:
+                return self.id
+
+            def replay(self) -> None: ...
+
+            def __del__(self) -> None:
+                if self.id is not None:
+                    pools.users[self.id] -= 1
+
+        return Graph()
+
+    @contextmanager
+    def stream(self, which: object):
+        before, self.current = self.current, which
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, made, pool, stream):
+        self.current = stream
+        if self.users.get(pool, 1) == 0:
+            raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
+        self.users[pool] = self.users.get(pool, 0) + 1
+        made.id = pool
+        yield
+
+
+def test_recordings_share_memory_while_one_of_them_is_there(monkeypatch):
+    pools = Pools(monkeypatch)
+    first, second = (graphs.cuda_graph(lambda: "result") for _ in range(2))
+    assert first[1] == "result" and pools.users == {1: 2}
+    del first
+    third = graphs.cuda_graph(lambda: None)
+    assert pools.users == {1: 2}
+    del second, third
+    again = graphs.cuda_graph(lambda: None)
+    assert pools.users == {1: 0, 2: 1} and again
+
+
+def test_memory_of_a_recording_that_failed_is_not_taken_again(monkeypatch):
+    pools = Pools(monkeypatch)
+    kept = graphs.cuda_graph(lambda: None)
+
+    @contextmanager
+    def refused(made, pool, stream):
+        pools.current = stream
+        raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+
+    with monkeypatch.context() as other, pytest.raises(RuntimeError, match="capturing"):
+        other.setattr(torch.cuda, "graph", refused)
+        graphs.cuda_graph(lambda: None)
+    assert pools.current == "own"
+    assert graphs.cuda_graph(lambda: None) and pools.users == {1: 1, 2: 1} and kept
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_model_is_recorded_after_another_is_gone():
+    for seed in range(2):
+        quick = fast(small_model(device="cuda"))
+        minedit.generate(quick, ["a boy"], seed=seed, steps=2)
+        stream = torch.cuda.current_stream()
+        quick.unet.forward.recordings.clear()
+        del quick
+        gc.collect()
+    assert stream == torch.cuda.default_stream()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

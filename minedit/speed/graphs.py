@@ -9,8 +9,8 @@ shapes, rows, which layers have a rule, tells recordings apart: `Recorded` has o
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
-from functools import cache
 from typing import TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -27,26 +27,34 @@ Forward = Callable[[Tensor, Tensor, Tensor, Attn, list[Tensor]], Tensor]  # UNet
 Record = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
 
 
+_alive: dict[int, WeakSet[torch.cuda.CUDAGraph]] = {}  # graphs that share memory, by their device
+
+
 def cuda_graph(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
     """Record what `run` launches on the current device. Returns a function that launches it again, and its result.
 
-    All recordings share their memory: one is replayed at a time, and its result read before the next.
+    All recordings of a device share their memory: one is replayed at a time, and its result read before the next.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool(), stream=side):  # torch's own stream is one device's, whichever came first
-        result = run()
+    before, alive = torch.cuda.current_stream(), _alive.setdefault(torch.cuda.current_device(), WeakSet())
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(before)
+    try:
+        with torch.cuda.stream(side):  # a recording that cannot begin would leave its stream the current one
+            for _ in range(WARM_UP):
+                run()
+            with torch.cuda.graph(graph, pool=_pool(alive), stream=side):  # torch's own stream is one device's
+                result = run()
+    except RuntimeError:
+        alive.clear()  # torch takes the memory of a recording that failed for one that is still recorded into
+        raise
+    before.wait_stream(side)
+    alive.add(graph)
     return graph.replay, result
 
 
-@cache
-def _pool() -> tuple[int, int]:
-    return torch.cuda.graph_pool_handle()
+def _pool(alive: WeakSet[torch.cuda.CUDAGraph]) -> tuple[int, int]:
+    """The memory of the graphs there are. Once the last is gone it takes no other, so the next ones share a new one."""
+    return next((graph.pool() for graph in alive), None) or torch.cuda.graph_pool_handle()
 
 
 @contextmanager
