@@ -73,9 +73,8 @@ def strips(model: Model, folder: Path, only: Iterable[str] = ()) -> None:
     photos = {name: scene(*of, model.config.image_size).image for name, of in PHOTOGRAPHS.items()}
     for name, image in photos.items():
         save(folder / f"{name}.png", image)
-    found: dict[str, list[tuple[Image.Image, str]]] = {}
-    for name in set(only or (*STRIPS, *INSTRUCTED, *INVERSIONS)):
-        cells = found[name] = []
+    for name in only or (*STRIPS, *INSTRUCTED, *INVERSIONS):
+        cells: list[tuple[Image.Image, str]] = []
         if name in STRIPS:
             for source, target, seed in STRIPS[name]:
                 res = edit(model, source, target, name, seed=seed)

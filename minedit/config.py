@@ -158,6 +158,7 @@ class Config:
         """What must hold between the numbers: (whether it does, in words)."""
         unet, vae, text = self.unet, self.vae, self.text
         levels = len(unet.channels)
+        # not strict: whether they are as many is a rule itself
         attended = [w for w, has in zip(unet.channels, unet.attention, strict=False) if has] + [unet.channels[-1]]
         counts = (unet.out_channels, vae.z_channels, vae.image_channels)
         multiple = vae.factor * 2 ** (levels - 1)

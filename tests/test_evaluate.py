@@ -107,6 +107,8 @@ def test_pictures_beside_the_folder_are_not_read(tmp_path, pie):
 
 def test_a_method_is_asked_for_in_a_word():
     assert parsed("p2p:cross_steps=0.6:spread=sum") == ("p2p", {"cross_steps": 0.6, "spread": "sum"})
+    for none, false in (("null", "false"), ("None", "False")):
+        assert parsed(f"adapedit:sigma={none}:dps={false}") == ("adapedit", {"sigma": None, "dps": False})
     for wrong in ("p3p", "p2p:cross_steps", "copy:a=1"):
         with pytest.raises(MineditError):
             parsed(wrong)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler_legacy
 
+from minedit.speed.graphs import cuda_graph
+
 LEAST = 5e-3  # seconds that one measurement takes at least: a call alone may be shorter than its launch
 ERROR = 0.01  # standard error / mean at which measuring ends
 FEWEST = 5  # measurements of which an error is told
@@ -96,15 +98,13 @@ def graph(work: Work, device: torch.device, repeats: int | None, limit: float) -
 
 def replayed(work: Work, device: torch.device) -> Callable[[], None]:
     """CALLS of `work` as one CUDA graph. Raises RuntimeError where it cannot be recorded."""
-    side, made = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            work()
-    torch.cuda.synchronize(device)
-    with torch.cuda.graph(made):
+
+    def calls() -> None:
         for _ in range(CALLS):
             work()
-    return made.replay
+
+    with torch.cuda.device(device):
+        return cuda_graph(calls)[0]
 
 
 def peak(work: Work, device: torch.device) -> int | None:

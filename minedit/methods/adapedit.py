@@ -64,7 +64,7 @@ class AdapEditConfig(Blending):
         0.8, "fraction of the steps that begin, end and padding follow the source, at most", low=0, high=1
     )
     rest_tau: float = setting(0.1, "words with a smaller τ shorten --rest by their share of all words", low=0, high=1)
-    # the authors' script has None, the paper nothing; 0 does more of what is asked and keeps as much: docs/results.md
+    # 0 does more of what is asked, and keeps as much: docs/results.md
     sigma: float | None = setting(
         0.0, "fraction of the steps with the source's self-attention", low=0, high=1, none="as long as --rest"
     )

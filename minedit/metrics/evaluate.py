@@ -30,6 +30,7 @@ from minedit.verbs.edit import edits
 from minedit.verbs.generate import generate
 
 FRAMES = ("copy", "re-render")
+AS_HELP_SAYS = {"None": "null", "True": "true", "False": "false"}
 MOST = 12  # edits of one source in a batch, unless its methods are more
 Asked = tuple[str, Task]  # a method, as it was asked for, and the edit
 
@@ -70,7 +71,7 @@ def parsed(spec: str) -> tuple[str, dict[str, object]]:
         if not equals or (name in FRAMES):
             raise MineditError(f"{shown(repr(each))} in {shown(spec)}: expected name:setting=value, frames have none")
         try:
-            own[setting] = json.loads(value)
+            own[setting] = json.loads(AS_HELP_SAYS.get(value, value))
         except ValueError:
             own[setting] = value  # a text
     return name, own
