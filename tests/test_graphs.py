@@ -188,16 +188,27 @@ def test_a_text_given_again_is_not_copied_again(sd, replayed):
 
 
 class Pools:
-    """What torch's CUDA does about graphs' memory, without CUDA: a pool whose graphs are gone takes no other."""
+    """What torch 2.11's CUDA does about graphs' memory, without CUDA.
+
+    A pool whose graphs are gone takes no other. After a recording that failed none begins until its pool is told that
+    it ended, no random number is drawn until one ended well, and its stream stays the current one.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.made, self.current, self.users = 0, "own", {}
+        self.made, self.current, self.users, self.underway, self.drawing = 0, "own", {}, set(), False
         for name in ("CUDAGraph", "graph", "stream", "graph_pool_handle"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+        monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
         monkeypatch.setattr(graphs, "_alive", {})
+
+    def end(self, device: int, pool: int) -> None:
+        if pool not in self.underway:
+            raise RuntimeError("not currently recording to mempool_id")
+        self.underway.remove(pool)
 
     def graph_pool_handle(self) -> int:
         self.made += 1
@@ -229,13 +240,18 @@ class Pools:
             self.current = before
 
     @contextmanager
-    def graph(self, made, pool, stream):
-        self.current = stream
+    def graph(self, made, pool=None, *, stream):
+        if self.underway:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+        pool = self.graph_pool_handle() if pool is None else pool
+        self.current, self.drawing = stream, True
         if self.users.get(pool, 1) == 0:
             raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
         self.users[pool] = self.users.get(pool, 0) + 1
-        made.id = pool
+        self.underway.add(pool)
         yield
+        self.underway.remove(pool)
+        made.id, self.drawing = pool, False
 
 
 def test_recordings_share_memory_while_one_of_them_is_there(monkeypatch):
@@ -250,21 +266,41 @@ def test_recordings_share_memory_while_one_of_them_is_there(monkeypatch):
     assert pools.users == {1: 0, 2: 1} and again
 
 
-def test_memory_of_a_recording_that_failed_is_not_taken_again(monkeypatch):
+def waits() -> None:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_a_recording_that_failed_leaves_nothing_behind(monkeypatch):
     pools = Pools(monkeypatch)
     kept = graphs.cuda_graph(lambda: None)
+    with pytest.raises(RuntimeError, match="capturing"):
+        graphs.cuda_graph(lambda: waits() if pools.underway else None)
+    assert pools.current == "own" and not pools.underway and not pools.drawing
+    after = graphs.cuda_graph(lambda: None)
+    taken = {name for name, users in pools.users.items() if users}
+    assert 1 in taken and len(taken) == 2 and kept and after  # a pool of its own: what failed stays in the first
 
-    @contextmanager
-    def refused(made, pool, stream):
-        pools.current = stream
-        raise RuntimeError("operation not permitted when stream is capturing")
-        yield
 
-    with monkeypatch.context() as other, pytest.raises(RuntimeError, match="capturing"):
-        other.setattr(torch.cuda, "graph", refused)
-        graphs.cuda_graph(lambda: None)
-    assert pools.current == "own"
-    assert graphs.cuda_graph(lambda: None) and pools.users == {1: 1, 2: 1} and kept
+def test_no_garbage_is_collected_while_a_step_is_recorded(monkeypatch):
+    pools, seen = Pools(monkeypatch), []
+    graphs.cuda_graph(lambda: seen.append((bool(pools.underway), gc.isenabled())))
+    assert seen == [(False, True)] * graphs.WARM_UP + [(True, False)]
+    with pytest.raises(RuntimeError):
+        graphs.cuda_graph(lambda: waits() if pools.underway else None)
+    assert gc.isenabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_what_waits_for_a_gpu_is_not_recorded_and_what_follows_is():
+    x = torch.ones(4, device="cuda")
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            graphs.cuda_graph(lambda: x.sum().item())
+        torch.cuda.empty_cache()
+        assert torch.rand(3, device="cuda").shape == (3,)
+        replay, y = graphs.cuda_graph(lambda: x * 2)
+        replay()
+        assert y.tolist() == [2.0] * 4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

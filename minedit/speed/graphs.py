@@ -6,8 +6,9 @@ and the tensors of the rules, is copied to where the recorded kernels look for i
 shapes, rows, which layers have a rule, tells recordings apart: `Recorded` has one for each that it met.
 """
 
+import gc
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from typing import TypeVar
 from weakref import WeakSet
@@ -34,22 +35,49 @@ def cuda_graph(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
     """Record what `run` launches on the current device. Returns a function that launches it again, and its result.
 
     All recordings of a device share their memory: one is replayed at a time, and its result read before the next.
+    Raises RuntimeError where it cannot be recorded; the next one can.
     """
     before, alive = torch.cuda.current_stream(), _alive.setdefault(torch.cuda.current_device(), WeakSet())
     side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     side.wait_stream(before)
-    try:
-        with torch.cuda.stream(side):  # a recording that cannot begin would leave its stream the current one
-            for _ in range(WARM_UP):
-                run()
-            with torch.cuda.graph(graph, pool=_pool(alive), stream=side):  # torch's own stream is one device's
+    with torch.cuda.stream(side):  # a recording that cannot begin would leave its stream the current one
+        for _ in range(WARM_UP):
+            run()
+        pool = _pool(alive)
+        try:
+            with _uncollected(), torch.cuda.graph(graph, pool=pool, stream=side):  # torch's own is one device's
                 result = run()
-    except RuntimeError:
-        alive.clear()  # torch takes the memory of a recording that failed for one that is still recorded into
-        raise
+        except RuntimeError:
+            alive.clear()  # torch keeps the memory of a recording that failed
+            _undone(pool)
+            raise
     before.wait_stream(side)
     alive.add(graph)
     return graph.replay, result
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """In it Python collects no garbage: a graph, or a kernel of Triton's, that goes meanwhile ends a recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _undone(pool: tuple[int, int]) -> None:
+    """What torch, 2.11 at least, leaves behind where a recording fails.
+
+    Its memory counts as recorded into, and no other recording begins; and no random number is drawn on the GPU outside
+    of a recording until one has ended well.
+    """
+    with suppress(RuntimeError, AttributeError):  # other versions have done it, or have another name for it
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream()):
+        torch.zeros(1, device="cuda")
 
 
 def _pool(alive: WeakSet[torch.cuda.CUDAGraph]) -> tuple[int, int]:
