@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import Tab, found
+from chromium import PATIENCE, Tab, found
 from PIL import Image
 
 import minedit
@@ -184,10 +184,15 @@ def test_everything_has_a_name(tab):
 
 
 def test_live_draws_again_what_is_dragged(browser):
-    sd, chosen = minedit.load(), METHODS["adapedit"]()
+    sd, chosen, seen = minedit.load(), METHODS["adapedit"](), threading.Event()
 
-    def draw(asked, progress):
-        return xray(sd, *PAIR, steps=4, seed=3, settings=again(chosen, asked), progress=progress)
+    def draw(asked, progress, show):
+        def shown(picture):
+            show(picture)
+            seen.wait(PATIENCE)
+
+        more = {"progress": progress, "on_step": minedit.preview(sd, show=shown)}
+        return xray(sd, *PAIR, steps=4, seed=3, settings=again(chosen, asked), **more)
 
     with Studio(draw) as studio, served(studio, {"settings": dragged(chosen, 3, ["a"])}) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -196,8 +201,13 @@ def test_live_draws_again_what_is_dragged(browser):
         browser.size(1600, 1000)
         studio.ask({})
         browser.open(f"http://127.0.0.1:{server.server_address[1]}/")
+        browser.until("!becoming.hidden && becoming.naturalWidth > becoming.naturalHeight")
+        if "SHOTS" in os.environ:
+            (Path(os.environ["SHOTS"]) / "becoming.png").write_bytes(browser.picture())
+        seen.set()
         title = "document.getElementById('page').contentDocument?.title || ''"
         browser.until(f"({title}).includes('sitting dog')")
+        browser.until("becoming.hidden")
         browser.run("page.contentWindow.choose({step: 3, word: 5})")
         browser.run("for (const v of [0.2, 0.5, 1]) { tau.value = v; tau.dispatchEvent(new Event('input')); }")
         browser.until("document.getElementById('changed').textContent.includes('of 255')")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
+from base64 import b64decode
 from http.client import HTTPConnection
+from io import BytesIO
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from small_model import small_model
 
+import minedit
 from minedit.cli.live import again, dragged
 from minedit.config import MineditError
 from minedit.methods.choose import METHODS
@@ -36,7 +39,7 @@ class Slow:
     def __init__(self) -> None:
         self.now, self.most, self.begun, self.ended, self.lock = 0, 0, [], [], threading.Lock()
 
-    def __call__(self, asked, progress):
+    def __call__(self, asked, progress, show):
         with self.lock:
             self.now, self.begun = self.now + 1, [*self.begun, asked]
             self.most = max(self.most, self.now)
@@ -44,6 +47,7 @@ class Slow:
             for step in range(300):
                 time.sleep(0.001)
                 progress(step + 1, 300)
+                show(Image.new("RGB", (16, 8), (step % 256,) * 3))
             if "wrong" in asked:
                 raise MineditError("no such thing")
             self.ended.append(asked)
@@ -156,19 +160,32 @@ def test_settings_are_the_methods():
 
 
 def test_an_edit_is_given_up_between_steps():
-    sd, steps = small_model(), []
+    sd, steps, looks = small_model(), [], []
 
-    def draw(asked, progress):
+    def draw(asked, progress, show):
         def noted(done, total):
             steps.append((asked["seed"], done))
             if asked["seed"] == 1 and done == 2:
                 studio.ask({"seed": 2})
             progress(done, total)
 
-        return xray(sd, *PAIR, "p2p", steps=4, seed=asked["seed"], progress=noted)
+        def seen(picture):
+            show(picture)
+            looks.append((asked["seed"], picture.size, studio.state()["becoming"]))
+
+        more = {"progress": noted, "on_step": minedit.preview(sd, show=seen)}
+        return xray(sd, *PAIR, "p2p", steps=4, seed=asked["seed"], **more)
 
     with Studio(draw) as studio:
         studio.ask({"seed": 1})
         until(lambda: not studio.state()["busy"])
     assert steps == [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (2, 4)]
     assert [each.asked["seed"] for each in studio.drawn] == [2]
+    assert [seed for seed, _, _ in looks] in ([1, 1, 2, 2, 2, 2], [1, 2, 2, 2, 2]) and studio.state()[
+        "becoming"
+    ] is None
+    source, edited = (each.size for each in (studio.drawn[0].page.result.source, studio.drawn[0].page.result.edited))
+    (size,) = {size for _, size, _ in looks}
+    assert size[0] > size[1] and source == edited  # side by side
+    shown = [Image.open(BytesIO(b64decode(url.partition(",")[2]))).convert("RGB").size for _, _, url in looks]
+    assert set(shown) == {size}

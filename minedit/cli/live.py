@@ -6,14 +6,18 @@ It is served to this machine's own browsers alone, until Ctrl-C. Takes the optio
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from minedit.cli import options, origin
 from minedit.cli.parser import parser_of
 from minedit.config import MineditError
 from minedit.sampling.numbers import SEED
 from minedit.settings import Settings, settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DRAGGED = {  # settings, and what their sliders are called
     "tau": "τ, one for all words",
@@ -42,6 +46,7 @@ def main(argv: list[str]) -> None:
     from minedit.report.page import Page, xray
     from minedit.report.studio import Studio
     from minedit.sampling.loop import Progress
+    from minedit.verbs.preview import preview
 
     sd = output.load(args)
     steer, _ = steering.load(args, sd)
@@ -49,10 +54,10 @@ def main(argv: list[str]) -> None:
     _, given, _ = prepared(args, each, sd, steer)
     words = [word.text for word in sd.tokenizer.encode(each.target).words]
 
-    def draw(asked: Mapping[str, object], progress: Progress) -> Page:
+    def draw(asked: Mapping[str, object], progress: Progress, show: Callable[[Image], object]) -> Page:
         now = {"settings": again(each.settings, asked), "seed": asked.get("seed", each.seeds[0])}
-        pair = each.source, each.target, each.method
-        return xray(sd, *pair, every=own.every, progress=progress, **{**given, **now})
+        now |= {"progress": progress, "on_step": preview(sd, show=show)}
+        return xray(sd, each.source, each.target, each.method, every=own.every, **{**given, **now})
 
     told = {"settings": dragged(each.settings, each.seeds[0], words)}
     with Studio(draw) as studio, served(studio, told, own.port) as server:
