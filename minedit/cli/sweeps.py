@@ -6,8 +6,10 @@ Comes out: a labelled picture, a table of numbers with the edits that changed mo
 import time
 
 from minedit.cli import options
+from minedit.cli.pairs import asked
 from minedit.cli.parser import Parser, parser_of
-from minedit.config import MineditError, shown
+from minedit.config import shown
+from minedit.inversion.choose import name_of
 from minedit.methods.choose import DEFAULT, METHODS
 
 
@@ -15,24 +17,34 @@ def main(argv: list[str]) -> None:
     verb = argv[0]
     args = _parser(verb).parse_args(argv[1:])
     args.made, args.lora = {}, args.lora or []
-    if args.method not in list(METHODS):
-        raise MineditError(f"method is {shown(repr(args.method))}, expected one of {', '.join(METHODS)}")
-    from minedit.cli import output  # and what draws, once the arguments are right
-    from minedit.record.sweeps import sweep
+    (each,) = asked(args)
+    from minedit import photo  # and what draws, once the arguments are right
+    from minedit.cli import output
+    from minedit.cli.edit import prepared
 
+    if each.image:
+        photo.read(each.image)
+    from minedit.record.sweeps import sweep  # and torch, once the photograph is read
+    from minedit.verbs.results import record
+
+    pair, kind = (each.source, each.target, each.method), verb.removeprefix("ablate-")
     with output.folder(args.out):
         sd = output.load(args)
-        for seed in args.seed:
-            began, run = time.perf_counter(), output.arguments(args, seed)
-            print(f"\n{shown(repr(args.source), 400)} -> {shown(repr(args.target), 400)}")
-            print(f"  {options.SWEEPS[verb]}: {args.method}, seed {seed}, {args.steps} steps each")
-            said = output.forewarn(sd, args.source, args.target)
-            pair, kind = (args.source, args.target, args.method), verb.removeprefix("ablate-")
+        each.check(sd)
+        numbers, given, digest = prepared(args, each, sd, {})
+        for seed in each.seeds:
+            began = time.perf_counter()
+            print(f"\n{shown(repr(each.source), 400)} -> {shown(repr(each.target), 400)}")
+            by = f" by inversion {name_of(each.inverse)}" if each.inverse else ""
+            print(f"  {options.SWEEPS[verb]}: {each.method}{by}, seed {seed}, {numbers.steps} steps each")
+            said = output.forewarn(sd, each.source, each.target, inverted=bool(each.inverse))
             with output.progress() as progress:
-                found = sweep(sd, kind, *pair, layers=args.layers, progress=progress, **run)
-            settings = {"verb": verb, **dict(zip(("source", "target", "method"), pair, strict=True))}
-            settings |= {"layers": args.layers, **run, **output.model_settings(args, sd)}
-            name = f"seed{seed}-" if len(args.seed) > 1 else ""
+                more = {"settings": each.settings, "seed": seed, "progress": progress, **given}
+                found = sweep(sd, kind, *pair, layers=args.layers, **more)
+            settings = {"verb": verb, **record(sd, *pair, seed, numbers, each.settings, digest, each.inverse)}
+            settings |= {"layers": args.layers, **({"image": str(each.image.absolute())} if each.image else {})}
+            settings |= output.model_settings(args, sd)
+            name = f"seed{seed}-" if len(each.seeds) > 1 else ""
             seconds, notes = time.perf_counter() - began, {"notes": [], "edits": len(found.cases) + 1}
             output.write(args.out, name, {verb: found.picture()}, settings, notes, seconds, said, found.rows)
 
@@ -43,11 +55,12 @@ def _parser(verb: str) -> Parser:
     parser.add_argument("source", metavar="SOURCE", help="prompt of the picture to start from")
     parser.add_argument("target", metavar="TARGET", help="prompt of the edited picture")
     parser.add_argument("--method", default=DEFAULT, help=f"how to edit: {', '.join(METHODS)}")
+    options.add_photo(parser)
+    parser.set_defaults(pairs=None, origin=None, layers=None)
     if verb != "ablate-steps":
         text = "layers, by names or globs such as 'output_blocks.*'; all, if not given"
         parser.add_argument("--layers", metavar="GLOB", nargs="+", type=str, help=text)
-    else:
-        parser.set_defaults(layers=None)
     options.add_numbers(parser)
+    options.add_settings(parser)
     options.add_model(parser)
     return parser

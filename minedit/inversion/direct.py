@@ -18,6 +18,8 @@ class DirectConfig(Settings):
     inversion has no settings.
     """
 
+    spares = True  # rows of the source that nobody reads (record/drawn.py)
+
     def prepare(self, job: Job) -> Way:
         from minedit.inversion.course import course  # torch's: settings are read without it
         from minedit.inversion.spared import along, back_on, spared

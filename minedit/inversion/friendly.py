@@ -28,6 +28,8 @@ class EditFriendlyConfig(Settings):
     skip: float = setting(0.36, "fraction of the steps left out, the noisiest: more keeps more", low=0, high=1)
     source_guidance: float = setting(3.5, "guidance while the noise maps are found", low=0)
 
+    spares = True  # rows of the source that nobody reads (record/drawn.py)
+
     def prepare(self, job: Job) -> Way:
         from minedit.inversion.maps import found, redrawn  # torch's: settings are read without it
 

@@ -63,7 +63,7 @@ class HEditConfig(P2PConfig):
     self_steps: float | tuple[float, float] = _released("self_steps", 0.6)
     controller: str = _released("controller", "refine")
 
-    inverts = False
+    inverts, spares = False, True  # its inversion is direct.py's
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,7 +35,7 @@ class InstructPix2PixConfig(Settings):
     image_guidance: float = setting(1.5, "scale of the guidance towards the photograph; more keeps more of it", low=0)
     instruction: str | None = setting(None, "what is to be done, for pairs of captions", str, none="the target prompt")
 
-    inverts, reads_photo = False, True  # a photo is there, and eight channels
+    inverts, reads_photo, alone = False, True, True  # a photo is there, and eight channels; no source is drawn
 
     def prepare(self, job: Job) -> Way:
         import torch  # settings are read without it

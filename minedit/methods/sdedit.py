@@ -21,7 +21,7 @@ class SDEditConfig(Settings):
 
     strength: float = setting(0.8, "fraction of the steps that are drawn anew; 1 keeps next to nothing", low=0, high=1)
 
-    inverts = False
+    inverts, alone = False, True  # the target is (record/drawn.py)
 
     def prepare(self, job: Job) -> Way:
         from minedit.methods.plan import unedited, unscheduled  # torch's: settings are read without it

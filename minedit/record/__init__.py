@@ -15,6 +15,7 @@ recorder.py  names → a tape
 patches.py   names → other values
 sheet.py     numbers and maps → labelled pictures
 words.py     where a word looks, as a picture
+drawn.py     what an edit draws, for these
 sweeps.py    what an edit owes to a head, a layer, a word, a step
 ```
 """

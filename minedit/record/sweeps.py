@@ -23,14 +23,16 @@ from minedit.attention.rules import Site
 from minedit.config import MineditError, shown
 from minedit.image import difference
 from minedit.methods.choose import DEFAULT
+from minedit.record.drawn import Drawn
 from minedit.record.names import catalogue, chosen, split
 from minedit.record.patches import At, Patch, patched
 from minedit.record.sheet import beside, table
+from minedit.record.tap import listening
 from minedit.sampling.loop import Progress
 from minedit.stack.model import Model
 from minedit.stack.unet import ResBlock
-from minedit.verbs.asked import check_model, read_prompt
-from minedit.verbs.edit import edit
+from minedit.verbs.asked import check_calls, check_model
+from minedit.verbs.edit import asked, edit
 from minedit.verbs.results import EditResult
 
 MOST = 6  # pictures beside the table
@@ -112,11 +114,17 @@ def sweep(
     Raises MineditError, for a method that draws no source beside the target where that is asked for, too.
     """
     check_model(sd)
-    if kind not in SWEEPS:
+    if kind not in list(SWEEPS):
         raise MineditError(f"the sweep {shown(repr(kind), 60)} is unknown; expected one of {', '.join(SWEEPS)}")
-    read_prompt(sd, target)
-    cases = list(SWEEPS[kind](sd, target, layers, int(more.get("steps", 50))))
-    plain, measured = edit(sd, source, target, method, **more), []
+    check_calls(progress=progress)
+    wanted = asked(target, method, more)
+    drawn = Drawn(sd, kind, source, wanted, more.get("image") is not None)
+    found = SWEEPS[kind](sd, getattr(wanted.chosen, "instruction", None) or target, layers, drawn.steps)
+    cases, measured = found if kind == "steps" else list(found), []  # those steps are known once the edit is drawn
+    with listening(sd, drawn):
+        plain = edit(sd, source, target, method, **more)
+    drawn.check()
+    cases = list(cases)
     for done, case in enumerate(cases):
         if progress:
             progress(done, len(cases))
@@ -150,7 +158,7 @@ def _nothing(value: Tensor, at: At) -> Tensor:
     return torch.zeros_like(value)
 
 
-def _heads(sd: Model, target: str, layers: object, steps: int) -> Iterator[Case]:
+def _heads(sd: Model, target: str, layers: object, steps: Iterable[int]) -> Iterator[Case]:
     for site in _layers(sd, layers, ("cross",)):
         for head in range(site.heads):
 
@@ -162,12 +170,12 @@ def _heads(sd: Model, target: str, layers: object, steps: int) -> Iterator[Case]
             yield Case(_short(site.name), f"head {head}", {f"{site.name}.heads": silent})
 
 
-def _whole(sd: Model, target: str, layers: object, steps: int) -> Iterator[Case]:
+def _whole(sd: Model, target: str, layers: object, steps: Iterable[int]) -> Iterator[Case]:
     for site in _layers(sd, layers):
         yield Case(_short(site.name), f"{site.kind}-attention", {f"{site.name}.out": _nothing})
 
 
-def _words(sd: Model, target: str, layers: object, steps: int) -> Iterator[Case]:
+def _words(sd: Model, target: str, layers: object, steps: Iterable[int]) -> Iterator[Case]:
     for word in sd.tokenizer.encode(target).words:
 
         def unseen(value: Tensor, at: At, tokens: tuple[int, ...] = tuple(word.tokens)) -> Tensor:
@@ -182,8 +190,8 @@ def _words(sd: Model, target: str, layers: object, steps: int) -> Iterator[Case]
         yield Case(word.text + at, "change", dict.fromkeys(names, unseen))
 
 
-def _steps(sd: Model, target: str, layers: object, steps: int) -> Iterator[Case]:
-    for step in range(steps):
+def _steps(sd: Model, target: str, layers: object, steps: Iterable[int]) -> Iterator[Case]:
+    for step in steps:
         held: list[Tensor] = []
 
         def keep(value: Tensor, at: At, held: list[Tensor] = held) -> Tensor:
@@ -196,7 +204,7 @@ def _steps(sd: Model, target: str, layers: object, steps: int) -> Iterator[Case]
         yield Case(f"step {step}", "change", {"eps.uncond": keep, "eps.cond": give}, step)
 
 
-def _swapped(sd: Model, target: str, layers: object, steps: int) -> Iterator[Case]:
+def _swapped(sd: Model, target: str, layers: object, steps: Iterable[int]) -> Iterator[Case]:
     blocks = [f"{name}.out" for name, each in sd.unet.named_modules() if isinstance(each, ResBlock)]
     names = [*blocks, *(f"{site.name}.out" for site in sd.unet.sites)]
     names = [name for name in catalogue(sd.config) if name in names]
@@ -213,8 +221,7 @@ def _swapped(sd: Model, target: str, layers: object, steps: int) -> Iterator[Cas
                 held[half] = value
                 return value
             if half not in held:
-                fault = "the source's activation is not there: this method leaves out its rows"
-                raise MineditError(f"{fault} at step {at.step}; expected one that draws source and target, such as p2p")
+                raise MineditError(f"the source's activation is not there at step {at.step}; expected another method")
             return held[half]
 
         yield Case(_short(split(name)[0]), kind.get(name, "ResBlock"), {name: given})

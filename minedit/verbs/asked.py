@@ -25,6 +25,13 @@ def check_model(sd: object) -> None:
         raise MineditError(f"the model is {shown(repr(sd), 60)}, expected what minedit.load returns")
 
 
+def check_calls(**calls: object) -> None:
+    """Raises MineditError for one that is neither a function nor None."""
+    for name, each in calls.items():
+        if each is not None and not callable(each):
+            raise MineditError(f"{name} is {shown(repr(each), 60)}, expected a function, or None")
+
+
 def check_reads(sd: Model, method: str, settings: Settings, image: bool) -> None:
     """Raises MineditError for a model whose UNet has not the method's input channels, and where these lack a photo."""
     reads, plain, shows = sd.config.unet.in_channels, sd.config.vae.z_channels, getattr(settings, "reads_photo", False)

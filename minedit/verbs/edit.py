@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from inspect import signature
 
 import torch
 from PIL.Image import Image
@@ -169,6 +170,12 @@ def edits(
                     again=again[at],
                 )
     return [results[at] for at in range(len(wanted))]
+
+
+def asked(target: str, method: str, more: Mapping[str, object]) -> Wanted:
+    """What `edit` is asked for by these keywords. Raises MineditError."""
+    own = {name: value for name, value in more.items() if name not in signature(edits).parameters}
+    return _wanted(target, method, more.get("settings"), own, more.get("image") is not None, more.get("inversion"))
 
 
 def _beside(wanted: Wanted, job: Job) -> bool:
