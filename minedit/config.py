@@ -143,6 +143,8 @@ class Config:
         And for numbers that do not go together: every model described so can be built and draws.
         """
         try:
+            if not isinstance(text, str | bytes):
+                raise ValueError(f"it is {shown(repr(text), 60)}")
             data = foreign_json(text)
             if isinstance(data, dict) and isinstance(data.get("unet"), dict):
                 data["unet"] = {"middle": True, "guidance_dim": 0, **data["unet"]}  # files before 0.3 do not say so

@@ -134,7 +134,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     Makes missing folders, and removes what killed processes left of their attempts at this file. Raises MineditError
     where the file system refuses.
     """
-    path = Path(path)
+    path = place(path)
     part = path.parent / f".{path.name}.{os.getpid()}.part"
     if "\0" in path.name:
         raise MineditError(f"cannot write {shown(path)} (a zero byte in its name); choose another place")
@@ -149,6 +149,16 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def place(path: object) -> Path:
+    """The file that a user names, with its ~. Raises MineditError for what names none."""
+    if not isinstance(path, str | os.PathLike):
+        raise MineditError(f"cannot write {shown(repr(path), 60)}; expected the name of a file, or its Path")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # no such user
+        raise MineditError(f"cannot write {shown(path, 300)} ({error}); choose another place") from error
 
 
 def sweep(folder: Path, names: str) -> None:

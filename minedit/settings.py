@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from numbers import Real
 
@@ -185,6 +185,17 @@ def settings(kind: type) -> dict[str, Setting]:
 def own_first(kind: type) -> list[Field]:
     """The fields of a dataclass as a reader wants them: those that it shares with others last."""
     return sorted(fields(kind), key=lambda field: field.name not in kind.__annotations__)
+
+
+def several(name: str, given: object, kind: type, expected: str) -> tuple:
+    """One or several of `kind`, an array's too, as a tuple. Raises MineditError for anything else."""
+    found = given.tolist() if hasattr(given, "tolist") else given
+    found = (found,) if isinstance(found, kind) else found
+    if isinstance(found, Iterable) and not isinstance(found, str | bytes):
+        found = tuple(found)
+        if all(isinstance(each, kind) and not isinstance(each, bool) for each in found):
+            return found
+    raise MineditError(f"{name} is {shown(repr(given), SHOWN)}, expected {expected}")
 
 
 class Settings:

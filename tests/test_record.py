@@ -305,15 +305,15 @@ def test_what_matches_nothing_is_said(sd):
 
 WRONG = (
     ({"device": "abacus"}, "device 'abacus' cannot be used here"),
-    ({"dtype": "int8"}, "dtype is 'int8', expected one of float32, float16"),
+    ({"dtype": "int8"}, "dtype 'int8' is unknown; expected float32, float16"),
     ({"budget": "1 GB"}, "budget is '1 GB', expected a number of bytes"),
     ({"heads": [2]}, r"heads is \[2\], expected some of 0 to 1"),
     ({"steps": [7]}, r"steps is \(7,\), none of this run's 0 to 2"),
     ({"rows": "edited"}, "rows is 'edited', none of source.uncond, target.uncond, source.cond, target.cond"),
-    ({"steps": 0.5}, "steps or rows are 0.5, expected one, several, or a function"),
+    ({"steps": 0.5}, "steps is 0.5, expected the number of a step, several, or a function"),
     ({"names": []}, "no name was given"),
     ({"names": lambda name: False}, "the function of names chose none of"),
-    ({"names": [3]}, "a name is 3, expected a text"),
+    ({"names": [3]}, r"names is \[3\], expected a name, a glob such as"),
 )
 
 

@@ -157,7 +157,7 @@ def test_a_layer_taken_away_is_one_that_adds_nothing(sd):
 def test_each_sweep_takes_away_what_it_says(sd):
     """Recorded while a case's patches hold."""
     site = "output_blocks.1.1.transformer_blocks.0.attn2"
-    cases = {kind: list(make(sd, PAIR[1], None, RUN["steps"])) for kind, make in SWEEPS.items()}
+    cases = {kind: list(make(sd, PAIR[1], None, range(RUN["steps"]))) for kind, make in SWEEPS.items()}
     assert [len(cases[kind]) for kind in ("heads", "layers", "words", "steps", "swap")] == [14, 14, 6, 3, 22]
 
     def recorded(case, *names):

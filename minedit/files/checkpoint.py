@@ -26,14 +26,17 @@ from minedit.files.torchnames import torch_device, torch_dtype
 from minedit.files.vae import read_vae
 from minedit.files.variant import VARIANTS, vary
 from minedit.files.written import CONFIG_KEY, public, write
+from minedit.image import place
+from minedit.settings import Setting
 from minedit.speed.fast import fast as lay_out
-from minedit.stack.model import Model
+from minedit.stack.model import Model, check_model
 from minedit.stack.text import TextEncoder
 from minedit.stack.tokens import Tokenizer
 from minedit.stack.unet import UNet
 from minedit.stack.vae import VAE
 
 # The UNet's tensors whose second size tells models apart: input channels, and the width of the text's embeddings.
+FAST = Setting("", bool)
 TELLING = ("input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
 
 
@@ -75,8 +78,8 @@ def examine(path: Path, vae: str | os.PathLike | None = None) -> Found:
 
 def load(
     path: str | os.PathLike | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
     attention: str | Attend = "auto",
     lora: LoRA | Sequence[LoRA] = (),
     fast: bool = False,
@@ -85,8 +88,9 @@ def load(
     """The embedded model, a variant of it, or a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
 
     path: a file or folder, or the name of a variant, one of `variant.VARIANTS`; None is the embedded model.
-    dtype: float32, float16 or bfloat16. attention: see `attention.backend`. lora: files, or files and scales, merged in
-    this order (`lora.merge`). fast: made for speed (`fast.fast`). vae: a file or folder whose VAE is taken instead.
+    dtype: float32, float16 or bfloat16, torch's or its name. attention: see `attention.backend`. lora: files, or files
+    and scales, merged in this order (`lora.merge`). fast: made for speed (`fast.fast`). vae: a file or folder whose VAE
+    is taken instead.
     Raises MineditError, in one line, for what is missing, damaged, of another model, or cannot be used on this machine.
 
     On a CPU weights stay in a large file of the same dtype, whose pages come into memory at their first use; otherwise
@@ -94,21 +98,21 @@ def load(
     cut it short: a run that begins then is an error, one that goes on ends the process. `Model.notes`: what its user
     should know.
     """
-    kind, place = torch_dtype(dtype), torch_device(device)
+    kind, device, fast = torch_dtype(dtype), torch_device(device), FAST.check("fast", fast)
     if isinstance(path, str) and path in VARIANTS:
         model = vary(load(None, device, dtype, attention, vae=vae), weights_folder() / VARIANTS[path])
         return _finished(model, lora, fast)
-    attend = backend(attention, place)
+    attend = backend(attention, device)
     found = examine(_embedded() if path is None else path, vae)
     with Files() as files:
         for part, module in found.modules.items():
-            state = {name: stored.read(kind, files).to(place) for name, stored in found.tensors[part].items()}
+            state = {name: stored.read(kind, files).to(device) for name, stored in found.tensors[part].items()}
             module.load_state_dict(state, strict=True, assign=True)
-            module.to(place).eval().requires_grad_(False)
+            module.to(device).eval().requires_grad_(False)
         weights = fingerprint(found.tensors, files)
-        kept = files.kept() if place.type == "cpu" else ()
+        kept = files.kept() if device.type == "cpu" else ()
     parts, told = found.modules.values(), {"notes": found.notes, "weights": weights, "kept": kept}
-    model = Model(*parts, tokenizer(found.config), found.config, attend, name_of(attention), place, kind, **told)
+    model = Model(*parts, tokenizer(found.config), found.config, attend, name_of(attention), device, kind, **told)
     return _finished(model, lora, fast)
 
 
@@ -118,11 +122,13 @@ def _finished(model: Model, lora: LoRA | Sequence[LoRA], fast: bool) -> Model:
     return lay_out(model) if fast else model
 
 
-def save(model: Model, path: str | os.PathLike, dtype: str | None = None) -> None:
+def save(model: Model, path: str | os.PathLike, dtype: str | torch.dtype | None = None) -> None:
     """Writes an LDM-layout .safetensors with the config in its metadata, in the model's dtype unless another is given.
 
     The file appears under its name complete or not at all. Raises MineditError where it cannot be written.
     """
+    check_model(model)
+    path = place(path)
     model.check_files()
     kind = model.dtype if dtype is None else torch_dtype(dtype)
     prefixes = LAYOUTS[0].prefixes

@@ -18,7 +18,7 @@ from minedit.files.sizes import misfits
 from minedit.files.stored import Files, fingerprint
 from minedit.speed.fast import alike
 from minedit.stack.control import FACTOR, ControlNet
-from minedit.stack.model import Model
+from minedit.stack.model import Model, check_model
 
 EXPECTED = "expected a ControlNet of Stable Diffusion v1: a file by LDM's or diffusers' names, or its folder"
 PREFIX = "control_model."
@@ -40,6 +40,7 @@ def load_control(path: str | os.PathLike, model: Model) -> ControlNet:
     what is none, or one of another model. An LDM file does not say that its outputs are averaged over their pixels, as
     those of "shuffle" are, and is then read as any other.
     """
+    check_model(model)
     path = named(path, EXPECTED)
     unet, vae = model.config.unet, model.config.vae
     if (unet.in_channels, vae.factor) != (vae.z_channels, FACTOR):

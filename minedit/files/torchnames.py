@@ -1,5 +1,7 @@
 """The names of number types and devices -> torch's, where this machine has them."""
 
+from collections.abc import Mapping
+
 import torch
 
 from minedit.config import MineditError, shown
@@ -7,11 +9,13 @@ from minedit.config import MineditError, shown
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """Raises MineditError for a name not in DTYPES."""
-    if not isinstance(name, str) or name not in DTYPES:
-        raise MineditError(f"dtype {shown(repr(name))} is unknown; expected {', '.join(DTYPES)}")
-    return DTYPES[name]
+def torch_dtype(name: str | torch.dtype, known: Mapping[str, torch.dtype] = DTYPES) -> torch.dtype:
+    """By its name, or torch's own. Raises MineditError for one that is not known."""
+    if isinstance(name, torch.dtype) and name in known.values():
+        return name
+    if not isinstance(name, str) or name not in known:
+        raise MineditError(f"dtype {shown(repr(name), 60)} is unknown; expected {', '.join(known)}")
+    return known[name]
 
 
 def torch_device(name: str | torch.device) -> torch.device:

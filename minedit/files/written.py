@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minedit import image
-from minedit.config import MineditError, shown
 from minedit.stack.text import TextEncoder
 
 CONFIG_KEY = "minedit.config"  # in the metadata of a safetensors file: Config.to_json
@@ -35,8 +34,4 @@ def write(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: dict
             raise OSError(str(error)) from error
         part.chmod(mode)
 
-    try:
-        place = Path(path).expanduser()
-    except RuntimeError as error:  # no such user
-        raise MineditError(f"cannot write {shown(path, 300)} ({error}); choose another place") from error
-    image.write_whole(place, save_whole)
+    image.write_whole(path, save_whole)

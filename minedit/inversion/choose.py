@@ -36,7 +36,7 @@ def inversion_settings(
         why = "the method takes a photograph as it is" if image else "there is no image to invert"
         raise MineditError(f"inversion is {shown(repr(name), 60)}, and {why}; omit it")
     name = DEFAULT if name is None else name
-    if name not in list(INVERSIONS):
+    if not isinstance(name, str) or name not in INVERSIONS:
         raise MineditError(f"inversion is {shown(repr(name), 60)}, expected one of {', '.join(INVERSIONS)}")
     own = {field.name for field in fields(INVERSIONS[name])} & overrides.keys()
     left = {key: value for key, value in overrides.items() if key not in own}

@@ -35,7 +35,7 @@ DEFAULT = next(iter(METHODS))
 
 def method_settings(method: str, given: Settings | None, overrides: Mapping[str, object]) -> Settings:
     """The settings of a method, those given or its defaults, with single fields replaced. Raises MineditError."""
-    if method not in list(METHODS):
+    if not isinstance(method, str) or method not in METHODS:
         raise MineditError(f"method is {shown(repr(method))}, expected one of {', '.join(METHODS)}")
     kind = METHODS[method]
     names = [field.name for field in fields(kind)]

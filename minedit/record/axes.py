@@ -40,6 +40,7 @@ class Values:
             if axis not in found.axes:
                 raise MineditError(f"there is no axis {shown(axis)}; the axes are {', '.join(found.axes)}")
             where, label = found.axes.index(axis), labels[axis]
+            label = label.tolist() if isinstance(label, Tensor) else label
             known = found.labels.get(axis, tuple(range(found.tensor.shape[where])))
             if label not in known:
                 what = ", ".join(shown(each, 30) for each in known[:12])
@@ -67,6 +68,9 @@ class Values:
 
     def mean(self, *axes: str) -> Values:
         """The mean over these axes, of what was computed."""
+        for axis in axes:
+            if axis not in self.axes:
+                raise MineditError(f"there is no axis {shown(repr(axis), 60)}; the axes are {', '.join(self.axes)}")
         where = [self.axes.index(axis) for axis in axes]
         rest = tuple(axis for axis in self.axes if axis not in axes)
         labels = {name: each for name, each in self.labels.items() if name not in axes}

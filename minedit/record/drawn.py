@@ -1,8 +1,7 @@
 """What an edit draws as it is: its steps. And what a sweep cannot take away from it, said before it is drawn.
 
-A photograph's inversion may leave out what the source's layers give: such a class says `spares = True`, as does a
-method that is no better with a photograph; one that draws the target alone says `alone = True`. Of the others it is
-found out at the first step.
+An inversion whose class says `spares = True` leaves out rows of the source, as does such a method of a photograph; a
+method whose class says `alone = True` draws the target alone. Of the others it is found out at the first step.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from minedit.stack.model import Model
 from minedit.stack.tokens import align
 from minedit.verbs.asked import read_prompt
 from minedit.verbs.edit import Wanted
-
-SAME = "source and target are the same words, and a part of an edit that changes nothing says nothing"
 
 
 class Drawn:
@@ -82,4 +79,5 @@ class Drawn:
 
 
 def _same() -> MineditError:
-    return MineditError(f"{SAME}; change a word of the target, or weigh one: --method p2p --reweight WORD=X")
+    what = "source and target are the same words, and there is no edit to take anything from"
+    return MineditError(f"{what}; change a word of the target, or weigh one: --method p2p --reweight WORD=X")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from minedit.attention.rules import Attn
 from minedit.config import Config, MineditError, shown
 from minedit.files.written import public
+from minedit.settings import several
 from minedit.stack.text import TextEncoder
 from minedit.stack.unet import CrossAttention, SpatialTransformer, UNet
 from minedit.stack.vae import VAE
@@ -151,7 +152,7 @@ def _of_attention(layer: CrossAttention, n: int, t: int, at: tuple[int, int] | N
     return {f"{site.name}.{suffix}": entry for suffix, entry in found.items()}
 
 
-def chosen(asked: Asked, names: Iterable[str]) -> list[str]:
+def chosen(asked: Asked, names: Iterable[str], called: str = "names") -> list[str]:
     """The names asked for, in the order in which they come up. Raises MineditError where something asks for none."""
     names = list(names)
     if callable(asked):
@@ -160,9 +161,7 @@ def chosen(asked: Asked, names: Iterable[str]) -> list[str]:
             raise MineditError(f"the function of names chose none of {len(names)}; see docs/tensors.md")
         return found
     wanted: set[str] = set()
-    for each in [asked] if isinstance(asked, str) else asked:
-        if not isinstance(each, str):
-            raise MineditError(f"a name is {shown(repr(each), 60)}, expected a text such as '*.attn2.columns'")
+    for each in several(called, asked, str, "a name, a glob such as '*.attn2*', several, or a function"):
         pattern = each
         for prefix in PREFIXES:
             pattern = pattern.removeprefix(prefix)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class Patcher:
                 self.functions.setdefault(name, []).append((pattern, patch))
         self.names = frozenset(self.functions)
         self.inside = any(known[name].part == "unet" or name.startswith("eps.") for name in self.names)
-        self.steps, self.rows, self.unasked = held(steps), held(rows), set(patches)
+        self.steps, self.rows, self.unasked = held("steps", steps, Integral), held("rows", rows, str), set(patches)
         if sd.fast and sd.device.type == "cuda" and not sd.unet.unfused:
             inner = sorted(name for name in self.names if known[name].inner)
             if inner:

@@ -13,18 +13,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from minedit.attention.tap import Begun
 from minedit.config import MineditError, shown
-from minedit.files.torchnames import torch_device
+from minedit.files.torchnames import torch_device, torch_dtype
 from minedit.record.axes import Values
 from minedit.record.names import MAPS, Asked, Entry, catalogue, chosen, nearest, split
 from minedit.record.select import HALVES, held, row_chosen, row_words, step_chosen, word_tokens
 from minedit.record.store import NAMES, File, Memory, Planned, read
 from minedit.record.tap import Places, listening
+from minedit.settings import several
 from minedit.stack.model import Model
 from minedit.verbs.asked import check_model
 
@@ -36,18 +38,21 @@ class Tape:
 
     def __init__(self, runs: list[dict[str, Values]] | None = None) -> None:
         self.runs = [] if runs is None else runs
+        if not isinstance(self.runs, list) or not all(isinstance(run, dict) for run in self.runs):
+            raise MineditError(f"runs is {shown(repr(runs), 60)}, expected those of another tape, or None")
 
     def __getitem__(self, name: str) -> Values:
-        for run in reversed(self.runs):
-            if name in run:
-                return run[name]
+        if name in self:
+            return next(run[name] for run in reversed(self.runs) if name in run)
+        if not isinstance(name, str):
+            raise MineditError(f"the name is {shown(repr(name), 60)}, expected one that was recorded, such as 'x0'")
         raise MineditError(f"{shown(repr(name), 100)} was not recorded; the nearest that was: {nearest(name, self)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(name for run in self.runs for name in run))
 
     def __contains__(self, name: str) -> bool:
-        return any(name in run for run in self.runs)
+        return isinstance(name, str) and any(name in run for run in self.runs)
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -76,17 +81,17 @@ class Recorder:
         self.sd, self.store, self.dtype, self.tape = sd, store, dtype, Tape()
         self.names = frozenset(chosen(names, known))
         self.inside = any(known[name].part == "unet" or name.startswith("eps.") for name in self.names)
-        self.steps, self.rows, self.words = held(steps), held(rows), words
-        self._heads = None if heads is None else list(heads)
+        self.steps, self.rows, self.words = held("steps", steps, Integral), held("rows", rows, str), words
+        some = f"some of 0 to {sd.config.unet.heads - 1}"
+        self._heads = None if heads is None else list(several("heads", heads, Integral, some))
         self.now: dict[str, Values] = {}
         self.begun: Begun | None = None
         self.drawn: list[int] = []  # the steps of this run that are recorded
         self.tokens: dict[str, list[list[int]]] = {}  # of a row: for each word, where its tokens stand
         self.texts: dict[str, tuple[str, ...]] = {}  # of a row, of the UNet or the text encoder: its tokens' words
         self.early: dict[str, Values] = {}  # of a photograph, which comes up before the run
-        count = sd.config.unet.heads
-        if heads is not None and not (self._heads and all(0 <= head < count for head in self._heads)):
-            raise MineditError(f"heads is {shown(repr(heads), 60)}, expected some of 0 to {count - 1}")
+        if heads is not None and not (self._heads and all(0 <= head < sd.config.unet.heads for head in self._heads)):
+            raise MineditError(f"heads is {shown(repr(heads), 60)}, expected {some}")
         if sd.fast and sd.device.type == "cuda" and not sd.unet.unfused:
             inner = sorted(name for name in self.names if known[name].inner)
             if inner:
@@ -220,14 +225,11 @@ def recorded(
     Raises MineditError for names that there are not, and before the run where the budget is too small.
     """
     check_model(sd)
-    if isinstance(dtype, str):
-        dtype = DTYPES.get(dtype, dtype)
-    if dtype is not None and dtype not in NAMES:
-        raise MineditError(f"dtype is {shown(repr(dtype), 60)}, expected one of {', '.join(DTYPES)}")
+    dtype = None if dtype is None else torch_dtype(dtype, DTYPES)
     if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 0):
         raise MineditError(f"budget is {shown(repr(budget), 60)}, expected a number of bytes, or None")
     if words is not None:
-        words = [words] if isinstance(words, str) else list(words)
+        words = several("words", words, str, "words of the prompts")
     store = Memory(budget, torch_device(device)) if to is None else File(budget, to)
     recorder, done = Recorder(sd, names, steps, rows, heads, words, dtype, store), False
     try:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from minedit.attention.tap import Begun
 from minedit.config import MineditError, shown
 from minedit.methods.named import everywhere
+from minedit.settings import several
 from minedit.stack.model import Model
 from minedit.stack.tokens import Prompt
 
 HALVES = ("uncond", "cond")
+ONE = {"steps": "the number of a step", "rows": "a name such as target.cond"}
 
 
-def held(asked: object) -> object:
-    """Steps or rows as they are asked for, to be looked at more than once."""
-    if asked is None or callable(asked) or isinstance(asked, int | str | range):
+def held(name: str, asked: object, kind: type) -> object:
+    """Steps or rows as they are asked for, to be looked at more than once. Raises MineditError for what is neither."""
+    if asked is None or callable(asked):
         return asked
-    if not isinstance(asked, Iterable):
-        raise MineditError(f"steps or rows are {shown(repr(asked), 60)}, expected one, several, or a function")
-    return tuple(asked)
+    found = several(name, asked, kind, f"{ONE[name]}, several, or a function")
+    return found[0] if isinstance(asked, kind) else found
 
 
 def step_chosen(steps: object, step: int) -> bool:

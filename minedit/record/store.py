@@ -11,12 +11,12 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minedit.config import MineditError, foreign_json, shown
+from minedit.image import place
 from minedit.record.axes import Values
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
@@ -68,7 +68,7 @@ class File:
     """One .safetensors file, which appears when all is done. It holds one run."""
 
     def __init__(self, budget: int | None, path: str | os.PathLike) -> None:
-        self.budget, self.path = budget, Path(path).expanduser()
+        self.budget, self.path = budget, place(path)
         self.part = self.path.parent / f".{self.path.name}.{os.getpid()}.part"
         self.laid_out = False
 

@@ -114,12 +114,12 @@ def sweep(
     Raises MineditError, for a method that draws no source beside the target where that is asked for, too.
     """
     check_model(sd)
-    if kind not in list(SWEEPS):
+    if not isinstance(kind, str) or kind not in SWEEPS:
         raise MineditError(f"the sweep {shown(repr(kind), 60)} is unknown; expected one of {', '.join(SWEEPS)}")
     check_calls(progress=progress)
     wanted = asked(target, method, more)
     drawn = Drawn(sd, kind, source, wanted, more.get("image") is not None)
-    found = SWEEPS[kind](sd, getattr(wanted.chosen, "instruction", None) or target, layers, drawn.steps)
+    found = SWEEPS[kind](sd, getattr(wanted.chosen, "instruction", None) or wanted.target, layers, drawn.steps)
     cases, measured = found if kind == "steps" else list(found), []  # those steps are known once the edit is drawn
     with listening(sd, drawn):
         plain = edit(sd, source, target, method, **more)
@@ -145,8 +145,7 @@ def _layers(sd: Model, layers: object, kinds: tuple[str, ...] = ("self", "cross"
     sites = {site.name: site for site in sd.unet.sites if site.kind in kinds}
     if layers is None:
         return list(sites.values())
-    asked = [layers] if isinstance(layers, str) else list(layers)
-    return [sites[name] for name in chosen(asked, sites)]
+    return [sites[name] for name in chosen(layers, sites, "layers")]
 
 
 def _short(name: str) -> str:
@@ -209,8 +208,7 @@ def _swapped(sd: Model, target: str, layers: object, steps: Iterable[int]) -> It
     names = [*blocks, *(f"{site.name}.out" for site in sd.unet.sites)]
     names = [name for name in catalogue(sd.config) if name in names]
     if layers is not None:
-        asked = [layers] if isinstance(layers, str) else list(layers)
-        names = [f"{name}.out" for name in chosen(asked, [split(name)[0] for name in names])]
+        names = [f"{name}.out" for name in chosen(layers, [split(name)[0] for name in names], "layers")]
     kind = {f"{site.name}.out": f"{site.kind}-attention" for site in sd.unet.sites}
     for name in names:
         held: dict[str, Tensor] = {}

@@ -26,12 +26,15 @@ from minedit.record.recorder import Tape, recorded
 from minedit.record.sheet import heated
 from minedit.sampling import ddim
 from minedit.sampling.loop import Run, Step
+from minedit.sampling.numbers import SEED
+from minedit.settings import several
 from minedit.stack.model import Model
 from minedit.verbs.asked import check_model, read_photo, read_prompt
 from minedit.verbs.results import EditResult, Generated
 
 STEPS, FIRST = 20, 8  # of a picture that was not drawn: at times of less noise than 571 of 999, it is still there
 SAID = {"source": "the source", "target": "the target, on its own", "edited": "the target, as edited"}
+LAYERS = "a name, a glob such as 'output_blocks.*', several, or a function"
 LEAST = 256  # side of an overlay, in pixels: smaller pictures are enlarged
 
 
@@ -55,17 +58,17 @@ class WordMaps:
     def overlay(self, word: str | None = None, picture: str | None = None) -> Image.Image:
         """The map over its picture, the brighter the more; of several words or pictures a captioned sheet."""
         words, names = self.values.labels["word"], self.values.labels["picture"]
-        if (word or len(words) == 1) and (picture or len(names) == 1):
-            return self._one(word or words[0], picture or names[0])
+        if (word is not None or len(words) == 1) and (picture is not None or len(names) == 1):
+            return self._one(words[0] if word is None else word, names[0] if picture is None else picture)
         cells, captions = [], []
-        for each in [word] if word else words:
-            for name in [picture] if picture else names:
+        for each in words if word is None else [word]:
+            for name in names if picture is None else [picture]:
                 cells.append(self._one(each, name))
                 most = self.map(each, name).max().item()
                 peak = "not in its prompt" if most != most else f"at most {100 * most:.0f} % of a pixel's attention"
                 where = "" if len(names) == 1 else f", {SAID.get(name, f'picture {name}')}"
                 captions.append(f"{each}{where}: {peak}")
-        return grid(cells, captions, columns=1 if picture else len(names))
+        return grid(cells, captions, columns=len(names) if picture is None else 1)
 
     def _one(self, word: str, picture: str) -> Image.Image:
         found, image = self.map(word, picture), self.pictures[picture]
@@ -96,6 +99,7 @@ def word_maps(
     """
     if not words and not isinstance(of, Tape):
         raise MineditError("no word was given; expected some of the prompt: word_maps(res, 'dog')")
+    SEED.check("seed", seed)
     kinds, chosen = ("columns",), {"heads": heads, "steps": steps, "words": words, "budget": None}
     if isinstance(of, Tape):
         return WordMaps(_averaged(of, {row: (row, "columns") for row in _rows(of)}), _Blank())
@@ -132,7 +136,7 @@ def _sites(sd: Model, layers: object) -> list[str]:
     sites = [site.name for site in sd.unet.sites if site.kind == "cross"]
     if callable(layers):
         return chosen(layers, sites)
-    layers = [layers] if isinstance(layers, str) else list(layers)
+    layers = several("layers", layers, str, LAYERS)
     return chosen([each.removesuffix(".columns") for each in layers], sites)
 
 

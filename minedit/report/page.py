@@ -55,7 +55,7 @@ def xray(
     Raises MineditError where the page would be larger, before the edit is drawn where that can be told.
     """
     check_model(sd)
-    every = EVERY.check("every", every)
+    every, limit = EVERY.check("every", every), Setting("", float, 1, unit="bytes").check("limit", limit)
     photo = more.get("image") is not None
     pair = read_prompt(sd, source, empty=photo), read_prompt(sd, target)
     gathered = Gathered(sd, words_of(*pair), every, limit)

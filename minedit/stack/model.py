@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minedit.attention.tap import holding
-from minedit.config import Config
+from minedit.config import Config, MineditError, shown
 from minedit.stack.preview import fitted
 from minedit.stack.text import TextEncoder
 from minedit.stack.tokens import Tokenizer
@@ -52,3 +52,9 @@ class Model:
     def fast(self) -> bool:
         """Whether its modules were made for speed; see speed/fast.py."""
         return self.unet.fast
+
+
+def check_model(sd: object) -> None:
+    """Raises MineditError for what is none."""
+    if not isinstance(sd, Model):
+        raise MineditError(f"the model is {shown(repr(sd), 60)}, expected what minedit.load returns")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minedit.attention.inside import Gate
 from minedit.attention.rules import Attn, Seen, Site, branch
 from minedit.attention.sdpa import sdpa
-from minedit.config import MineditError, UNetConfig
+from minedit.config import MineditError, UNetConfig, shown
 from minedit.stack.feed_forward import FeedForward
 from minedit.stack.times import TimeEmbed
 
@@ -167,6 +167,8 @@ class UNet(nn.Module):
 
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
+        if not isinstance(cfg, UNetConfig):
+            raise MineditError(f"the config is {shown(repr(cfg), 60)}, expected a UNetConfig, such as SD14.unet")
         self.cfg = cfg
         c, groups = cfg.channels[0], cfg.norm_groups
         emb = 4 * c

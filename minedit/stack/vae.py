@@ -8,7 +8,7 @@ torch's GroupNorm and scaled_dot_product_attention accumulate in float32 whateve
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minedit.config import VAEConfig
+from minedit.config import MineditError, VAEConfig, shown
 
 
 def _norm(groups: int, channels: int) -> nn.GroupNorm:
@@ -151,6 +151,8 @@ class VAE(nn.Module):
 
     def __init__(self, cfg: VAEConfig) -> None:
         super().__init__()
+        if not isinstance(cfg, VAEConfig):
+            raise MineditError(f"the config is {shown(repr(cfg), 60)}, expected a VAEConfig, such as SD14.vae")
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
         self.quant_conv = nn.Conv2d(2 * cfg.z_channels, 2 * cfg.z_channels, 1)

@@ -15,14 +15,10 @@ from minedit.sampling.loop import Run, Step, check_sides
 from minedit.sampling.way import Photo
 from minedit.settings import Settings
 from minedit.stack.model import Model
+from minedit.stack.model import check_model as check_model
 from minedit.stack.tokens import Prompt
 
 OnStep = Callable[[Step], None]
-
-
-def check_model(sd: object) -> None:
-    if not isinstance(sd, Model):
-        raise MineditError(f"the model is {shown(repr(sd), 60)}, expected what minedit.load returns")
 
 
 def check_calls(**calls: object) -> None:

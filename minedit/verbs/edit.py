@@ -23,7 +23,7 @@ from minedit.settings import Settings
 from minedit.stack.control import ControlNet
 from minedit.stack.model import Model
 from minedit.stack.tokens import align
-from minedit.verbs.asked import OnStep, check_model, check_reads, read_photo, read_prompt
+from minedit.verbs.asked import OnStep, check_calls, check_model, check_reads, read_photo, read_prompt
 from minedit.verbs.counted import counted
 from minedit.verbs.results import Again, EditResult, change, reading, record, redrawn, unsaid
 from minedit.verbs.steered import steered
@@ -103,6 +103,7 @@ def edits(
     """
     began = time.perf_counter()
     check_model(sd)
+    check_calls(progress=progress, on_step=on_step)
     if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
         raise MineditError(f"targets is {shown(repr(targets), 60)}, expected a list of prompts")
     wanted = [_wanted(each, method, settings, overrides, image is not None, inversion) for each in targets]
@@ -200,10 +201,10 @@ def _wanted(
 ) -> Wanted:
     """One of the targets with its method and settings. Raises MineditError."""
     own = dict(asked) if isinstance(asked, Mapping) else {"target": asked}
-    if not isinstance(own.get("target"), str):
+    if not isinstance(own.get("target"), str) or not all(isinstance(name, str) for name in own):
         raise MineditError(f"a target is {shown(repr(asked), 60)}, expected a prompt or {{'target': prompt, ...}}")
     target, chosen = own.pop("target"), own.pop("method", method)
-    settings = settings if chosen == method else None
+    settings = settings if isinstance(chosen, str) and chosen == method else None
     inverse, rest = inversion_settings(image, METHODS.get(str(chosen)), inversion, {**overrides, **own})
     return Wanted(target, chosen, method_settings(chosen, settings, rest), inverse)
 

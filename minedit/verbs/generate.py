@@ -11,7 +11,7 @@ from minedit.sampling.loop import Progress, Run, Ticks
 from minedit.sampling.numbers import SEED
 from minedit.stack.control import ControlNet
 from minedit.stack.model import Model
-from minedit.verbs.asked import OnStep, check_model, read_prompt
+from minedit.verbs.asked import OnStep, check_calls, check_model, read_prompt
 from minedit.verbs.results import Again, Generated, reading
 from minedit.verbs.steered import steered
 
@@ -55,6 +55,7 @@ def generate(
     if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
         raise MineditError(f"prompts is {shown(repr(prompts))}, expected a text, or a list of texts")
     check_model(sd)
+    check_calls(progress=progress, on_step=on_step)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     one = isinstance(seed, str | bytes) or not (isinstance(seed, Sequence) or getattr(seed, "ndim", 0) == 1)
     seeds = [seed] * len(prompts) if one else list(seed)

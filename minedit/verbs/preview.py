@@ -14,7 +14,7 @@ from minedit.sampling.loop import Step
 from minedit.settings import Setting
 from minedit.stack.model import Model
 from minedit.stack.preview import coloured
-from minedit.verbs.asked import check_model
+from minedit.verbs.asked import check_calls, check_model
 
 EVERY = Setting("show every N-th step", int, 1, 1000)
 LARGEST = 256  # pixels of a preview's side: there is no more to see in it
@@ -30,6 +30,8 @@ class Preview:
         self.last, self.put = 0, show
 
     def __call__(self, step: Step) -> None:
+        if not isinstance(getattr(step, "x0", None), Tensor):
+            raise MineditError(f"step is {shown(repr(step), 60)}, expected a run's: give a verb on_step=preview(sd)")
         done = step.index + 1
         if done <= self.last:  # another run
             self.frames, self.put = {}, None
@@ -84,8 +86,7 @@ def preview(sd: Model, every: int = 1, show: Show | None = None) -> Preview:
         MineditError: no model, an `every` out of range, or a VAE that gives NaN.
     """
     check_model(sd)
-    if show is not None and not callable(show):
-        raise MineditError(f"show is {shown(repr(show), 60)}, expected a function of a picture, or None")
+    check_calls(show=show)
     return Preview(sd, EVERY.check("every", every), show)
 
 
