@@ -18,9 +18,8 @@ from minedit.stack.model import Model
 BOY, PAIR = "a boy", {"source": "a boy", "target": "a red boy"}
 WRONG = (None, 5, 0.5, "x", b"x", [1], ["x"], {5: 1}, object(), torch.zeros(2))
 ABSENT = ("load_control", "Tape.read", "Preview()")  # doors of which nothing right is at hand
-UNREAD = {("generate", "control_scale"), ("edits", "control_scale"), ("word_maps", "sd"), ("word_maps", "prompt")}
+UNREAD = {("word_maps", "sd"), ("word_maps", "prompt")}  # of what was drawn
 SLOW = (5, "x", [1], object(), torch.zeros(2))
-RUN = ("steps", "seed", "guidance", "height", "image", "inversion", "settings", "progress", "on_step")  # among `more`
 
 
 def doors(sd: Model, folder: Path) -> Iterator[tuple[str, Callable, dict, Callable | None, tuple[str, ...]]]:
@@ -45,10 +44,10 @@ def doors(sd: Model, folder: Path) -> Iterator[tuple[str, Callable, dict, Callab
 
     part = {"kind": "layers", "layers": "middle_block.1.*attn1"}
     yield "generate", minedit.generate, {"sd": sd, "prompts": BOY, "steps": 1}, None, ()
-    yield "edit", minedit.edit, edited, None, RUN
+    yield "edit", minedit.edit, edited, None, ()
     yield "edits", minedit.edits, {"sd": sd, "source": BOY, "targets": ["a dog"], "steps": 1}, None, ("tau",)
-    yield "sweep", minedit.sweep, edited | part, None, RUN
-    yield "xray", minedit.xray, edited, None, RUN
+    yield "sweep", minedit.sweep, edited | part, None, ()
+    yield "xray", minedit.xray, edited, None, ()
     yield "recorded", minedit.recorded, {"sd": sd}, drawing(minedit.recorded), ()
     yield "patched", minedit.patched, {"sd": sd, "patches": {"x0": lambda x, _: x}}, drawing(minedit.patched), ()
     yield "preview", minedit.preview, {"sd": sd}, None, ()
@@ -76,7 +75,9 @@ def doors(sd: Model, folder: Path) -> Iterator[tuple[str, Callable, dict, Callab
 
 def _named(function: Callable) -> list[str]:
     kinds = Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL
-    return [name for name, each in signature(function).parameters.items() if each.kind not in kinds and name != "self"]
+    names = [name for name, each in signature(function).parameters.items() if each.kind not in kinds]
+    handed_on = _named(minedit.edits)[4:] if function in (minedit.edit, minedit.sweep, minedit.xray) else ()
+    return [name for name in names if name not in handed_on or name in ("steps", "progress")]
 
 
 def test_what_is_refused_is_refused_in_one_line(tmp_path, monkeypatch):

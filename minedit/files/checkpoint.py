@@ -87,11 +87,17 @@ def load(
 ) -> Model:
     """The embedded model, a variant of it, or a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
 
-    path: a file or folder, or the name of a variant, one of `variant.VARIANTS`; None is the embedded model.
-    dtype: float32, float16 or bfloat16, torch's or its name. attention: see `attention.backend`. lora: files, or files
-    and scales, merged in this order (`lora.merge`). fast: made for speed (`fast.fast`). vae: a file or folder whose VAE
-    is taken instead.
-    Raises MineditError, in one line, for what is missing, damaged, of another model, or cannot be used on this machine.
+    Args:
+        path: a file or folder, or the name of a variant, one of `variant.VARIANTS`; None is the embedded model.
+        device: torch's, or its name: "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32", "float16", "bfloat16", or torch's of that name: of weights and of what is computed.
+        attention: a name, "module:function", or the function itself: see `attention.choose.backend`.
+        lora: files, or files and scales, merged in this order (`lora.merge`).
+        fast: made for speed (`fast.fast`).
+        vae: a file or folder whose VAE is taken instead.
+
+    Raises:
+        MineditError: what is missing, damaged, of another model, or cannot be used on this machine.
 
     On a CPU weights stay in a large file of the same dtype, whose pages come into memory at their first use; otherwise
     the peak is the model in `dtype` and little more. Replacing or deleting that file is safe. Do not write into it nor
@@ -99,6 +105,7 @@ def load(
     should know.
     """
     kind, device, fast = torch_dtype(dtype), torch_device(device), FAST.check("fast", fast)
+    lora = pairs(lora)
     if isinstance(path, str) and path in VARIANTS:
         model = vary(load(None, device, dtype, attention, vae=vae), weights_folder() / VARIANTS[path])
         return _finished(model, lora, fast)
@@ -116,8 +123,8 @@ def load(
     return _finished(model, lora, fast)
 
 
-def _finished(model: Model, lora: LoRA | Sequence[LoRA], fast: bool) -> Model:
-    for file, scale in pairs(lora):
+def _finished(model: Model, lora: list[tuple[str | os.PathLike, float]], fast: bool) -> Model:
+    for file, scale in lora:
         model = merge(model, file, scale)
     return lay_out(model) if fast else model
 

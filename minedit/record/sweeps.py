@@ -32,7 +32,7 @@ from minedit.sampling.loop import Progress
 from minedit.stack.model import Model
 from minedit.stack.unet import ResBlock
 from minedit.verbs.asked import check_calls, check_model
-from minedit.verbs.edit import asked, edit
+from minedit.verbs.edit import asked, edit, spelled
 from minedit.verbs.results import EditResult
 
 MOST = 6  # pictures beside the table
@@ -94,6 +94,7 @@ class Sweep:
         return beside(left, images, captions)
 
 
+@spelled
 def sweep(
     sd: Model,
     kind: str,

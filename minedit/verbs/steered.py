@@ -24,6 +24,8 @@ def steered(
     hint: a picture as the ControlNet was trained on, fitted to the run's size. shape: whether a run of no size takes
     the hint's shape, as it does a photograph's. Raises MineditError.
     """
+    if not isinstance(scale, Real) or isinstance(scale, bool) or not math.isfinite(scale) or scale < 0:
+        raise MineditError(f"control_scale is {shown(repr(scale), 60)}, expected a number of 0 or more")
     if control is None and hint is None:
         return sd, run, {}
     if not isinstance(control, ControlNet):
@@ -34,8 +36,6 @@ def steered(
         raise MineditError(
             f"{found}, expected a PIL picture such as the edges that control was trained on: --hint FILE"
         )
-    if not isinstance(scale, Real) or isinstance(scale, bool) or not math.isfinite(scale) or scale < 0:
-        raise MineditError(f"control_scale is {shown(repr(scale), 60)}, expected a number of 0 or more")
     if isinstance(sd.unet, Controlled) or control.cfg != replace(sd.config.unet, guidance_dim=0):
         raise MineditError(
             f"control was loaded for another model than {sd.config.name}; load it: load_control(file, sd)"
