@@ -103,6 +103,8 @@ def plan(
         pinned=per_token(target, [(0, first_steps(t, steps)) for t in tau], (0, first_steps(rest, steps))),
         gated=tuple(bool(has) or gated for has in has_source),
         gates=gates,
+        weights=per_token(target, settings.factors(model.tokenizer, target), 1.0) if settings.reweight else (),
+        weighted=((0, steps),) * len(target.ids) if settings.reweight else (),
         self_steps=(0, first_steps(sigma, steps)),
         words=tuple(WordPlan(target.words[p.word].text, p.kind, t) for p, t in zip(alignment.pairs, tau, strict=True)),
         notes=tuple(notes),
