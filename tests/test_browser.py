@@ -19,6 +19,7 @@ from minedit.report.arrays import unpacked
 from minedit.report.live import served
 from minedit.report.page import xray
 from minedit.report.studio import Studio
+from minedit.sampling.numbers import Numbers
 
 pytestmark = pytest.mark.skipif(found() is None, reason="no Chromium here; BROWSER_BIN=... names one")
 PAIR = "a cat in the park", "a sitting dog in the park"
@@ -194,7 +195,7 @@ def test_live_draws_again_what_is_dragged(browser):
         more = {"progress": progress, "on_step": minedit.preview(sd, show=shown)}
         return xray(sd, *PAIR, steps=4, seed=3, settings=again(chosen, asked), **more)
 
-    with Studio(draw) as studio, served(studio, {"settings": dragged(chosen, 3, ["a"])}) as server:
+    with Studio(draw) as studio, served(studio, {"settings": dragged(chosen, Numbers(), 3, [("a", 1.0)])}) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         browser.faults.clear()
