@@ -1,18 +1,22 @@
 """What a picture of Stable Diffusion v1's size takes beside the weights, measured, and what sampling/memory.py expects.
 
-    python benchmarks/memory.py ATTENTION SIDE ROWS     on a CPU of Linux, in float32; weights are zero, none are needed
+    python benchmarks/memory.py ATTENTION SIDE ROWS [--csv FILE]
+
+On a CPU of Linux, in float32; weights are zero, none are needed. Rows go to benchmarks/memory.csv, or to --csv.
 
 A step of the UNet (with and without the prompt), then the decoder, then gradients of the text as null-text inversion
 asks for them (a row for each picture): the peak of anonymous memory, as /proc has it.
 """
 
+import argparse
 import re
-import sys
 import threading
 import time
+from datetime import date
 from pathlib import Path
 
 import torch
+from table import append
 from torch import Tensor
 
 from minedit.attention.choose import backend
@@ -56,8 +60,19 @@ def gradients(sd: Model, latents: Tensor, text: Tensor) -> None:
         torch.autograd.grad(eps.square().mean(), text)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("attention")
+    parser.add_argument("side", type=int, help="of the pictures, in pixels")
+    parser.add_argument("rows", type=int, help="pictures")
+    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
+    args = parser.parse_args()
+    append(args.csv, measured(args.attention, args.side, args.rows))
+
+
 @torch.no_grad()
-def main(attention: str, side: int, rows: int) -> None:
+def measured(attention: str, side: int, rows: int) -> list[dict]:
+    """A row for each work, in bytes; prints its line."""
     parts = []
     for kind, config in ((UNet, SD14.unet), (VAE, SD14.vae)):
         with torch.device("meta"):
@@ -72,10 +87,15 @@ def main(attention: str, side: int, rows: int) -> None:
     attn = Attn(attend=attend, rules={}, watch={}, seen={})
     works = {"of_unet": lambda: predict(latents, 0, 981, attn, context), "of_decoder": lambda: sd.vae.decode(latents)}
     works["of_gradients"] = lambda: gradients(sd, latents, context[:rows])
+    told = {"date": date.today().isoformat(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    told |= {"attention": attention, "side": side, "rows": rows}
+    lines = []
     for name, work in works.items():
         found, expected = peak(work), getattr(memory, name)(sd, rows, side, side)
         print(f"{attention}, {rows} of {side}x{side}, {name}: {found / 1e6:.0f} MB, expected {expected / 1e6:.0f}")
+        lines.append({**told, "of": name, "bytes": found, "expected bytes": expected})
+    return lines
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main()

@@ -17,7 +17,7 @@ from small_model import small_model
 import minedit.metrics.evaluate
 from minedit.cli import main
 from minedit.config import MineditError
-from minedit.metrics import kept, paper
+from minedit.metrics import kept, paper, piebench
 from minedit.metrics.asked import Task
 from minedit.metrics.charts import BAR, MARK, bars, plane
 from minedit.metrics.evaluate import How, evaluated, groups
@@ -119,6 +119,29 @@ def test_table_1_is_of_all_700_edits():
     assert "another than ViT-L/14" not in text
     vision.patch_size = 16
     assert "another than ViT-L/14" in paper.as_markdown(lines, "m", clip)
+
+
+def test_what_is_published_of_pie_bench_stands_beside_all_of_it(tmp_path):
+    edits = [Task(str(at), "", "a", "b", image=tmp_path / f"{at}.jpg", mask=(0, 9)) for at in range(700)]
+    assert piebench.asked(edits, {"psnr_published": None}) and not piebench.asked(edits, {"psnr": None})
+    assert not piebench.asked(edits[1:], {"psnr_published": None})
+    assert not piebench.asked([replace(e, mask=None) for e in edits], {"psnr_published": None})
+    found = {"psnr_published": figure(27.0, 26, 28), "lpips_published": figure(0.0546, 0.05, 0.06, count=8)}
+    lines = [{"method": name, "kind": "all", "edits": 9, "figures": found} for name in ("copy", "p2p", "adapedit")]
+    tools = Tools(("pixels", "lpips"), {}, None, None, None)
+    own = "– | 27.00 [26.00, 28.00] | 54.6 [50.0, 60.0] of 8 | – |"
+    text = piebench.as_markdown(lines, "m", tools, None)
+    assert f"| direct inversion + P2P: `p2p` | Ju et al., ICLR 2024 | 11.65 | 27.22 | 54.6 | 25.02 | {own}" in text
+    assert "| h-Edit-D + P2P | Nguyen et al., CVPR 2025 | 11.7 | 27.87 | 48.5 | 25.3 | – | – | – | – |" in text
+    assert f"| copy | – | – | – | – | – | {own}" in text and f"| adapedit | – | – | – | – | – | {own}" in text
+    assert "another than" not in text and text.count("\n| ") == 2 + 4 + 2
+    apart = piebench.as_markdown(lines, "m", tools, "ddim")  # another inversion's is not what is published
+    assert "| direct inversion + P2P | Ju" in apart and f"| p2p | – | – | – | – | – | {own}" in apart
+    dino = SimpleNamespace(config=SimpleNamespace(hidden_size=384, patch_size=16))
+    vision = SimpleNamespace(hidden_size=768, num_hidden_layers=12, patch_size=16)
+    clip = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vision_config=vision)))
+    text = piebench.as_markdown(lines, "m", replace(tools, clip=clip, dino=dino), None)
+    assert "another than ViT-L/14" in text and "another than ViT-B/8" in text
 
 
 def test_edits_of_one_source_share_its_run(tmp_path, monkeypatch):

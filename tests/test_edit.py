@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -403,3 +404,12 @@ def test_results_are_a_line_to_read(sd):
     res = minedit.edit(sd, BOY, SITTING, seed=2, steps=2)
     assert repr(res) == f"<'{BOY}' -> '{SITTING}' by adapedit, seed 2, {res.edited.width} x {res.edited.height} pixels>"
     assert repr(minedit.generate(sd, [BOY, DOG], steps=2)).startswith("<2 pictures of ")
+
+
+def test_signatures_name_every_keyword():
+    """help() and Tab show what a verb takes, also where it hands it on."""
+    keywords = {name for name, each in signature(minedit.edits).parameters.items() if each.kind is each.KEYWORD_ONLY}
+    for verb in (minedit.edit, minedit.xray, minedit.sweep):
+        found = signature(verb).parameters
+        assert keywords <= set(found) and found["steps"].default == 50, verb
+        assert [name for name, each in found.items() if each.kind is each.VAR_KEYWORD] == ["overrides"]

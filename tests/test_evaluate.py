@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 from minedit.cli import main
 from minedit.config import PICTUREBOOK, MineditError
 from minedit.files.checkpoint import tokenizer, weights_folder
-from minedit.metrics import closed, kept, table
+from minedit.metrics import closed, kept, piebench, table
 from minedit.metrics.asked import Task, few, tasks
 from minedit.metrics.clip import load_clip, score
 from minedit.metrics.columns import COLUMNS
@@ -166,6 +166,24 @@ def test_a_table_counts_what_is_missing():
     assert first["ssim"] == "0.5000" and first["ssim_missing"] == "1" and first["steps"] == "50" and last["ssim"] == ""
     text = table.as_markdown(found, {}, "t")
     assert "| m | 0.500 [0.250, 0.750] of 2 | 0 | 2.00 |" in text and "| n | – | 1 | nan |" in text
+    assert "judge" not in text
+
+
+def test_a_table_says_how_far_its_judge_lets_an_edit_come():
+    """By the row of the truth alone, which is measured; without it, where the judge's error is told."""
+    known = {"s": (0.9, 0.8, 1.0, 4), "p": (0.98, 0.97, 0.99, 4)}
+    lines = [
+        {"method": name, "kind": kind, "edits": 4, "failed": 0, "seconds": 1.0, "figures": each}
+        for name, kind, each in (
+            ("copy", "all", dict.fromkeys(known, (0.1, 0.1, 0.1, 4))),
+            ("re-render", "pose", dict.fromkeys(known, (0.2, 0.2, 0.2, 4))),
+            ("re-render", "all", known),
+        )
+    ]
+    said = "what its S 0.900 [0.800, 1.000] and P 0.980 [0.970, 0.990] lack of 1 is the judge's error"
+    assert said in table.as_markdown(lines, {}, "t")
+    text = table.as_markdown(lines[:1], {}, "t")
+    assert "what its S" not in text and "docs/training.md#the-judge" in text
 
 
 def test_what_the_renderer_leaves_is_the_background():
@@ -244,8 +262,9 @@ def test_a_benchmark_goes_on_where_it_was_stopped(tmp_path, capsys):
     )
 
 
-def test_photographs_have_published_columns_and_honest_ones(tmp_path, pie, clip_folder, capsys):
+def test_photographs_have_published_columns_and_honest_ones(tmp_path, pie, clip_folder, capsys, monkeypatch):
     out = tmp_path / "out"
+    monkeypatch.setattr(piebench, "EDITS", 2)
     assert main(["evaluate", "--pairs", str(pie), "--out", str(out), "--clip", str(clip_folder), *FEW]) == 0
     said = capsys.readouterr().out
     assert "dino is left out (no weights: --dino FOLDER)" in said and "squeezenet1_1" in said
@@ -253,6 +272,10 @@ def test_photographs_have_published_columns_and_honest_ones(tmp_path, pie, clip_
     assert edit["psnr_published_missing"] == edit["lpips_background_missing"] == "1"  # the second has no background
     assert float(edit["psnr_published"]) > float(edit["psnr_background"]) and edit["clip_edited_missing"] == "0"
     assert np.isfinite(float(edit["clip_direction"])) and "lpips_published" not in edit
+    psnr = (
+        line for line in (out / "pie-bench.md").read_text().splitlines() if line.startswith("| p2p:cross_steps=0.5")
+    )
+    assert f"| {float(edit['psnr_published']):.2f} [" in next(psnr)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ PLANES = {"s-p": ("s", "p"), "clip": ("clip_direction", "clip_pictures")}  # fil
 def write(args: argparse.Namespace, tasks: list[Task], how: How, tools: Tools, found: dict, told: dict) -> None:
     """Tables and charts into --out, and the means on the terminal."""
     from minedit import image
-    from minedit.metrics import paper, table
+    from minedit.metrics import paper, piebench, table
 
     lines = table.summary(how.specs, tasks, found)
     told = _told(args, told)
@@ -30,6 +30,8 @@ def write(args: argparse.Namespace, tasks: list[Task], how: How, tools: Tools, f
     texts = {"table.csv": table.as_csv(lines, told), "table.md": table.as_markdown(lines, told, title)}
     if paper.asked(tasks, lines[0]["figures"]):
         texts["table1.md"] = paper.as_markdown(lines, str(told["model"]), tools.clip)
+    if piebench.asked(tasks, lines[0]["figures"]):
+        texts["pie-bench.md"] = piebench.as_markdown(lines, str(told["model"]), tools, how.inversion)
     for name, text in texts.items():
         image.write_whole(args.out / name, lambda part, text=text: part.write_text(text, encoding="utf-8"))
     charts = _charts([line for line in lines if line["kind"] == table.ALL], title)

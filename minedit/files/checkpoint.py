@@ -84,10 +84,17 @@ def load(
 ) -> Model:
     """The embedded model, a variant of it, or a .safetensors, a .ckpt or a diffusers folder of Stable Diffusion v1.
 
-    path: a file or folder, or the name of a variant, one of `variant.VARIANTS`; None is the embedded model.
-    dtype: float32, float16 or bfloat16. attention: see `attention.backend`. lora: files, or files and scales, merged in
-    this order (`lora.merge`). fast: made for speed (`fast.fast`). vae: a file or folder whose VAE is taken instead.
-    Raises MineditError, in one line, for what is missing, damaged, of another model, or cannot be used on this machine.
+    Args:
+        path: a file or folder, or the name of a variant, one of `variant.VARIANTS`; None is the embedded model.
+        device: torch's name of it: "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32", "float16" or "bfloat16", of weights and of what is computed.
+        attention: a name, "module:function", or the function itself: see `attention.choose.backend`.
+        lora: files, or files and scales, merged in this order (`lora.merge`).
+        fast: made for speed (`fast.fast`).
+        vae: a file or folder whose VAE is taken instead.
+
+    Raises:
+        MineditError: what is missing, damaged, of another model, or cannot be used on this machine.
 
     On a CPU weights stay in a large file of the same dtype, whose pages come into memory at their first use; otherwise
     the peak is the model in `dtype` and little more. Replacing or deleting that file is safe. Do not write into it nor

@@ -14,6 +14,8 @@ many, else the mean over the old word's tokens; where runs of words differ in le
 One pass, which the paper claims without saying how: the rules of each step come from averages over the steps before it.
 The row of the measured prompt is watched at every second step while it is edited; the columns it shows are those before
 any edit. Until the first step is over every word with a source follows it.
+
+docs/algorithm.md has a table of where the paper, the authors' script and this differ, and why.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ kept.py      rows that stay
 evaluate.py  a benchmark, methods and a model → rows
 table.py     rows → means and their intervals
 paper.py     these beside the AdapEdit paper's Table 1
+piebench.py  these beside what others publish of PIE-Bench
 charts.py    these as pictures
 ```
 """

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from minedit.metrics.asked import Task
 from minedit.metrics.clip import CLIP
-from minedit.metrics.table import ALL, cell
+from minedit.metrics.table import ALL, cell, row_of
 
 EDITS = 700
 NAMES = {"lpips": "LPIPS ↓", "clip": "CLIP score ↑", "clip_direction": "CLIP directional ↑"}
@@ -33,17 +33,13 @@ def as_markdown(lines: Sequence[dict], model: str, clip: CLIP) -> str:
     """A row for each of the paper's methods, and each other that was measured, ours with 95 % intervals."""
     ours = {line["method"]: line for line in lines if line["kind"] == ALL}
     heads = [f"{title}, {whose}" for whose in ("paper, SD-v1.4", f"here, {model}") for title in NAMES.values()]
-    parts = ["# Table 1: 700 human-written edits", "", _row(["method", *heads]), _row(["---"] * (1 + len(heads)))]
+    parts = ["# Table 1: 700 human-written edits", "", row_of(["method", *heads]), row_of(["---"] * (1 + len(heads)))]
     for name in (*PUBLISHED, *(name for name in ours if name not in PUBLISHED)):
         title, *published = PUBLISHED.get(name, (name, *["–"] * len(NAMES)))
         line = ours.get(name)
         found = [cell(each, line["figures"][each], line["edits"]) if line else "–" for each in NAMES]
-        parts.append(_row([title if title == name else f"{title}: `{name}`", *published, *found]))
+        parts.append(row_of([title if title == name else f"{title}: `{name}`", *published, *found]))
     parts += ["", "The paper's figures are SD-v1.4's, of one seed that it does not name, without intervals."]
     if not same_clip(clip):
         parts.append("CLIP's are measured here by another than ViT-L/14: not to be compared with the paper's.")
     return "\n".join(parts) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

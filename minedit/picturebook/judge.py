@@ -24,7 +24,8 @@ from minedit.picturebook.world.draw import stream
 from minedit.picturebook.world.factors import Factors
 from minedit.picturebook.world.scene import scene
 from minedit.picturebook.world.shown import LABELS, shown
-from minedit.sampling.ddim import alphas_cumprod
+from minedit.sampling.coded import encode
+from minedit.sampling.ddim import diffuse
 from minedit.sampling.loop import embed
 from minedit.stack.tokens import Prompt
 from minedit.verbs.generate import generate
@@ -104,14 +105,12 @@ def _columns(model: Model, image: Image.Image, text: str, seed: int) -> np.ndarr
     """The averaged cross-attention probabilities [N,T] of the noised picture."""
     cross = [site for site in model.unet.sites if site.kind == "cross"]
     watch = [site.name for site in cross if map_side(site, model.config) == model.config.map_size]
-    moments = model.vae.encode(to_tensor(image).to(model.device, model.dtype))
-    mean = moments.chunk(2, dim=1)[0].float() * model.config.latent_scale
+    mean = encode(model, image)
     times, generator = torch.tensor(MAP_TIMES), torch.Generator("cpu").manual_seed(seed)
     noise = torch.randn(len(times), *mean.shape[1:], generator=generator).to(mean)
-    a = alphas_cumprod().float()[times][:, None, None, None].to(mean)
     attn = Attn(attend=model.attend, watch=dict.fromkeys(watch, True))
     context = embed(model, [text]).expand(len(times), -1, -1)
-    model.unet((a.sqrt() * mean + (1 - a).sqrt() * noise).to(model.dtype), times.to(model.device), context, attn)
+    model.unet(diffuse(mean, noise, times).to(model.dtype), times.to(model.device), context, attn)
     return torch.stack([attn.seen[name].columns for name in watch]).mean((0, 1)).cpu().numpy()  # [N, T]
 
 

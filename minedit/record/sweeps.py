@@ -30,7 +30,7 @@ from minedit.sampling.loop import Progress
 from minedit.stack.model import Model
 from minedit.stack.unet import ResBlock
 from minedit.verbs.asked import check_model, read_prompt
-from minedit.verbs.edit import edit
+from minedit.verbs.edit import edit, spelled
 from minedit.verbs.results import EditResult
 
 MOST = 6  # pictures beside the table
@@ -92,6 +92,7 @@ class Sweep:
         return beside(left, images, captions)
 
 
+@spelled
 def sweep(
     sd: Model,
     kind: str,

@@ -25,7 +25,7 @@ from minedit.report.preview import decoded, linear
 from minedit.settings import Setting
 from minedit.stack.model import Model
 from minedit.verbs.asked import check_model, read_prompt
-from minedit.verbs.edit import edit
+from minedit.verbs.edit import edit, spelled
 from minedit.verbs.results import EditResult
 
 HERE = Path(__file__).parent
@@ -47,6 +47,7 @@ class Page:
         write_whole(path, lambda part: part.write_text(self.html, encoding="utf-8"))
 
 
+@spelled
 def xray(
     sd: Model, source: str, target: str, method: str = DEFAULT, *, every: int = 1, limit: int = LIMIT, **more: object
 ) -> Page:

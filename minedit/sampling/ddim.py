@@ -62,6 +62,12 @@ def predict_x0(x: Tensor, eps: Tensor, t: int) -> Tensor:
     return (x - math.sqrt(1 - a) * eps) / math.sqrt(a)
 
 
+def predict_eps(x: Tensor, x0: Tensor, t: int) -> Tensor:
+    """The noise of x at time t if x0 were exactly its clean latent."""
+    a = alpha(t)
+    return (x - math.sqrt(a) * x0) / math.sqrt(1 - a)
+
+
 def step(
     x: Tensor, eps: Tensor, t: int, t_prev: int, eta: float = 0.0, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -108,9 +114,15 @@ def noise_between(x: Tensor, x_prev: Tensor, t: int, t_prev: int) -> Tensor:
 
 def diffuse(x0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
     """x0 [B, ...] noised to time t (int, or int tensor [B]): sqrt(a) x0 + sqrt(1 - a) noise."""
-    if isinstance(t, int):
-        return math.sqrt(alpha(t)) * x0 + math.sqrt(1 - alpha(t)) * noise
-    a = alphas_cumprod()[t.cpu()].view(-1, *[1] * (x0.ndim - 1))
+    return noised(
+        x0, noise, alpha(t) if isinstance(t, int) else alphas_cumprod()[t.cpu()].view(-1, *[1] * (x0.ndim - 1))
+    )
+
+
+def noised(x0: Tensor, noise: Tensor, a: float | Tensor) -> Tensor:
+    """`diffuse` by alphas_cumprod itself, a number or a tensor that goes with x0."""
+    if isinstance(a, float):
+        return math.sqrt(a) * x0 + math.sqrt(1 - a) * noise
     return a.sqrt().to(x0) * x0 + (1 - a).sqrt().to(x0) * noise
 
 

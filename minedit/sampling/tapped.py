@@ -12,8 +12,7 @@ def tapped(tap: Tap, latents: Tensor, eps: Tensor, t: int) -> Tensor:
     eps = tap.value("eps", eps)
     x0 = ddim.predict_x0(latents, eps, t)
     changed = tap.value("x0", x0)
-    a = ddim.alpha(t)
     if changed is x0:
         return eps
     moved = (changed != x0).flatten(1).any(1).view(-1, 1, 1, 1)
-    return torch.where(moved, (latents - a**0.5 * changed) / (1 - a) ** 0.5, eps)
+    return torch.where(moved, ddim.predict_eps(latents, changed, t), eps)

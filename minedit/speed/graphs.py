@@ -7,7 +7,7 @@ shapes, rows, which layers have a rule, tells recordings apart: `Recorded` has o
 """
 
 import gc
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from typing import TypeVar
@@ -31,11 +31,14 @@ Record = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
 _alive: dict[int, WeakSet[torch.cuda.CUDAGraph]] = {}  # graphs that share memory, by their device
 
 
-def cuda_graph(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+def cuda_graph(
+    run: Callable[[], Result], generators: Sequence[torch.Generator] = ()
+) -> tuple[Callable[[], None], Result]:
     """Record what `run` launches on the current device. Returns a function that launches it again, and its result.
 
     All recordings of a device share their memory: one is replayed at a time, and its result read before the next.
-    Raises RuntimeError where it cannot be recorded; the next one can.
+    generators: those that `run` draws from, beside torch's own; each launch draws anew. Raises RuntimeError where it
+    cannot be recorded; the next one can.
     """
     before, alive = torch.cuda.current_stream(), _alive.setdefault(torch.cuda.current_device(), WeakSet())
     side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -43,6 +46,8 @@ def cuda_graph(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
     with torch.cuda.stream(side):  # a recording that cannot begin would leave its stream the current one
         for _ in range(WARM_UP):
             run()
+        for generator in generators:
+            graph.register_generator_state(generator)
         pool = _pool(alive)
         try:
             with _uncollected(), torch.cuda.graph(graph, pool=pool, stream=side):  # torch's own is one device's

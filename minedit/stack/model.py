@@ -35,6 +35,10 @@ class Model:
     weights: str = ""  # a short hash of those it was loaded with, LoRAs aside; empty where it was not loaded
     kept: tuple = ()  # files that its weights stay in, which must not change: files/stored.py's Kept
 
+    def __repr__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"<{self.config.name}, {kind} on {self.device}, attention {self.attention}{', fast' * self.fast}>"
+
     def check_files(self) -> None:
         """Raises MineditError where a file that its weights stay in was written to since it was loaded."""
         for file in self.kept:

@@ -1,9 +1,11 @@
 """`edit`: a prompt pair → the source picture, drawn or a photograph, and its edit. `edits`: several of one source."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from inspect import signature
+from typing import TypeVar
 
 import torch
 from PIL.Image import Image
@@ -47,7 +49,7 @@ def edit(sd: Model, source: str, target: str, method: str = DEFAULT, **more: obj
 
     The one result of `edits`, whose keywords these are: image, inversion, seed, steps, guidance, eta, height, width,
     negative_prompt, control, hint, control_scale, settings, progress, on_step; and single settings by name: `tau=0.5`,
-    `reweight={"red": 2}`.
+    `reweight={"red": 2}`. Raises MineditError as `edits` does.
     """
     if not isinstance(target, str):
         raise MineditError(f"target is {shown(repr(target), 60)}, expected a text; minedit.edits takes several")
@@ -170,6 +172,21 @@ def edits(
                     again=again[at],
                 )
     return [results[at] for at in range(len(wanted))]
+
+
+Verb = TypeVar("Verb", bound=Callable)
+
+
+def spelled(verb: Verb) -> Verb:
+    """A verb whose `**more` goes to `edits`, with that one's keywords in its signature: for help() and Tab."""
+    own = signature(verb)
+    rest = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    more = [each for each in signature(edits).parameters.values() if each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
+    verb.__signature__ = own.replace(parameters=[*rest, *(each for each in more if each.name not in own.parameters)])
+    return verb
+
+
+spelled(edit)
 
 
 def _beside(wanted: Wanted, job: Job) -> bool:

@@ -46,7 +46,7 @@ def generate(
         hint: a picture of the kind that control was trained on, edges on black ...; it is resized as a photograph, and
             gives its shape to pictures of no height and width.
         control_scale: of what control adds, 0 or more.
-        progress: called after every step.
+        progress: called after every step, as `progress(done, total)`.
         on_step: called with every `Step` of the pictures: for previews, or to stop by raising.
 
     Raises:

@@ -33,6 +33,8 @@ class Again:
 
 @dataclass(frozen=True)
 class Generated:
+    """What `generate` gives back. `images` and `latents` are in the order of prompts, or of seeds."""
+
     images: list[Image]
     latents: Tensor  # [B, 4, h, w] float32 on the CPU, what the VAE decodes
     notes: tuple[str, ...] = ()  # what a reader should know of how they were made, a sentence each
@@ -45,7 +47,9 @@ class Generated:
 
 @dataclass(frozen=True)
 class EditResult:
-    source: Image
+    """What `edit` gives back: the pictures, and all that made them. `word_maps`, `recorded` and `xray` look further."""
+
+    source: Image  # a photograph as it is drawn again, where the method draws it
     edited: Image
     source_latent: Tensor  # [1, 4, h, w] float32 on the CPU, what the VAE decodes
     edited_latent: Tensor

@@ -8,7 +8,7 @@ from minedit.attention.sdpa import sdpa
 from minedit.picturebook.cuda.data import CAPTIONS, Scenes
 from minedit.picturebook.cuda.learn import Dice, Loss
 from minedit.picturebook.training import train_unet, train_vae
-from minedit.sampling.ddim import alphas_cumprod
+from minedit.sampling.ddim import alphas_cumprod, noised
 from minedit.stack.vae import VAE
 
 ROUGH, ROUGHENED = 0.15, 0.5  # largest noise on latents, as a share of their own spread, and how many of a batch get it
@@ -85,7 +85,7 @@ def unet_loss(
         z, eps = mean + stds[rows].float() * dice.normal(*mean.shape), dice.normal(*mean.shape)
         t = train_unet.times(dice.uniform(batch))
         a = alphas[t][:, None, None, None]
-        x = (a.sqrt() * z + (1 - a).sqrt() * eps).to(dtype, memory_format=torch.channels_last)
+        x = noised(z, eps, a).to(dtype, memory_format=torch.channels_last)
         attn = Attn(attend=attend, watch=watch, seen={})
         predicted = work["unet"](x, t, context, attn).float()
         columns = torch.stack([seen.columns for seen in attn.seen.values()]).mean(0)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from minedit.speed.graphs import cuda_graph
+
 
 class Dice:
     """The device's random numbers; another generator after a recording that failed, which may spoil the first."""
@@ -28,24 +30,14 @@ def recorded(run: Callable[[], None], dice: Dice) -> Callable[[], object]:
     """`run` as one launch, on a CUDA GPU and where it can be recorded; `run` itself elsewhere. Runs it a few times."""
     if dice.device.type != "cuda":
         return run
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
     began = time.monotonic()
     try:
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(dice.generator)
-        with torch.cuda.graph(graph, stream=side):
-            run()
-        graph.replay()
+        replay, _ = cuda_graph(run, [dice.generator])
+        replay()
         torch.cuda.synchronize()
     except Exception as error:  # whatever cannot be recorded, on a GPU nobody has seen yet: the plain step is right too
         print(f"no CUDA graph, steps one by one ({type(error).__name__}: {str(error)[:300]})", flush=True)
         dice.anew()
         return run
     print(f"a step is recorded as a CUDA graph, in {time.monotonic() - began:.1f} s", flush=True)
-    return graph.replay
+    return replay

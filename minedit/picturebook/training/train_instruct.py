@@ -36,7 +36,7 @@ from minedit.picturebook.world.draw import stream
 from minedit.picturebook.world.factors import Factors
 from minedit.picturebook.world.instructions import WORDS, changed, instruct
 from minedit.picturebook.world.scene import scene
-from minedit.sampling.ddim import alphas_cumprod
+from minedit.sampling.ddim import alphas_cumprod, noised
 from minedit.stack.model import Model
 from minedit.stack.text import TextEncoder
 from minedit.stack.tokens import Tokenizer
@@ -162,7 +162,7 @@ def train_instruct(
         eps = torch.randn(z.shape, generator=noise)
         t = times(torch.rand(batch, generator=noise))
         a = alphas[t][:, None, None, None]
-        x = torch.cat([a.sqrt() * z + (1 - a).sqrt() * eps, photo], 1)  # [B, 8, h, w]
+        x = torch.cat([noised(z, eps, a), photo], 1)  # [B, 8, h, w]
         context = text(ids(list(captions))[0].to(run.device))
         with run.bfloat16():
             x = x.to(run.device, memory_format=torch.channels_last)

@@ -30,7 +30,7 @@ from minedit.picturebook.training.train_text import Ids
 from minedit.picturebook.world.captions import caption
 from minedit.picturebook.world.dataset import Drawings
 from minedit.picturebook.world.factors import Factors
-from minedit.sampling.ddim import alphas_cumprod
+from minedit.sampling.ddim import alphas_cumprod, noised
 from minedit.stack.text import TextEncoder
 from minedit.stack.tokens import Tokenizer
 from minedit.stack.unet import UNet
@@ -171,7 +171,7 @@ def train_unet(
         eps = torch.randn(z.shape, generator=noise)
         t = times(torch.rand(batch, generator=noise))
         a = alphas[t][:, None, None, None]
-        x = (a.sqrt() * z + (1 - a).sqrt() * eps).to(run.device, memory_format=torch.channels_last)
+        x = noised(z, eps, a).to(run.device, memory_format=torch.channels_last)
         context, attn = read(captions, rng), Attn(attend=matmul_attention, watch=watch)
         with run.bfloat16():
             predicted = forward(x, t.to(run.device), context, attn)
