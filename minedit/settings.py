@@ -205,3 +205,18 @@ class Settings:
         for name, each in settings(type(self)).items():
             if not each.late:
                 object.__setattr__(self, name, each.check(name, getattr(self, name)))
+
+    def off(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        """Settings that change nothing now, by those beside which they do not."""
+        return {}
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """A note on settings that are not their defaults and have no effect; none where all have."""
+        defaults = {field.name: field.default for field in fields(self)}
+        found = []
+        for others, names in self.off().items():
+            if moved := [name for name in names if getattr(self, name) != defaults[name]]:
+                beside = " and ".join(f"{name}={getattr(self, name)}" for name in others)
+                found.append(f"{', '.join(moved)} beside {beside}")
+        return (f"these settings had no effect: {'; '.join(found)}",) if found else ()

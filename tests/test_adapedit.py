@@ -154,12 +154,15 @@ def plan_of(model, source, target, steps=10, **settings):
 @pytest.mark.parametrize("source, target", [(BOY, SITTING), (BOY, DOG), (SITTING, BOY), (BOY, "two red cars")])
 @pytest.mark.parametrize("step", [0, 4, 9])
 @pytest.mark.parametrize("inserted", ["own", "gated"])
-def test_the_edited_row_is_equations_4_and_8(model, source, target, step, inserted):
-    """Every token on its own: pinned to the source's map, interpolated, or, where it has no source, the target's."""
+@pytest.mark.parametrize("weights", [{}, {1: 3.0, 2: -0.5}])
+def test_the_edited_row_is_equations_4_and_8(model, source, target, step, inserted, weights):
+    """Every token on its own: pinned to the source's map, interpolated, or, where it has no source, the target's.
+
+    Then, as AttentionReweight of google/prompt-to-prompt does: new * equalizer.
+    """
     lambda_s, lambda_sv, steps = 0.9, 1.3, 10
-    plan, found, prompt = plan_of(
-        model, source, target, lambda_s=lambda_s, lambda_sv=lambda_sv, inserted=inserted, lambda_tau=0.8
-    )
+    chosen = {"lambda_s": lambda_s, "lambda_sv": lambda_sv, "inserted": inserted, "lambda_tau": 0.8}
+    plan, found, prompt = plan_of(model, source, target, reweight=weights, **chosen)
     site = next(s for s in model.unet.sites if s.kind == "cross")
     n, c = 64, site.channels
     q, k, v = normal("q", 4, 2, n, 8), normal("k", 4, 2, TOKENS, 8), normal("v", 4, 2, TOKENS, 8)
@@ -192,6 +195,7 @@ def test_the_edited_row_is_equations_4_and_8(model, source, target, step, insert
             new[..., j] = M
         else:
             new[..., j] = lambda_s * (s * M_own + (1 - s) * M) + (1 - lambda_s) * M  # eq. 8
+        new[..., j] *= weights.get(word, 1.0)
     assert np.allclose(out.numpy(), new @ v[3].double().numpy(), atol=1e-5)
 
 

@@ -19,6 +19,7 @@ from minedit.report.arrays import unpacked
 from minedit.report.live import served
 from minedit.report.page import xray
 from minedit.report.studio import Studio
+from minedit.sampling.numbers import Numbers
 
 pytestmark = pytest.mark.skipif(found() is None, reason="no Chromium here; BROWSER_BIN=... names one")
 PAIR = "a cat in the park", "a sitting dog in the park"
@@ -80,12 +81,13 @@ def test_is_seen_at_this_size(tab, width, dark):
 
 
 def test_scrubber_changes_what_is_shown(tab):
-    before = [seen(tab, f"#{each}") for each in ("x0-0", "x0-1", "x0-2", "map-2")]
+    changing = "x0-0", "x0-1", "x0-2", "map-2", "gate"
+    before = [seen(tab, f"#{each}") for each in changing]
     where = text(tab, "#where")
     tab.run("step.value = 5; step.dispatchEvent(new Event('input'))")
     tab.settle()
     assert text(tab, "#where") == "step 6 of 6, time 1" != where
-    after = [seen(tab, f"#{each}") for each in ("x0-0", "x0-1", "x0-2", "map-2")]
+    after = [seen(tab, f"#{each}") for each in changing]
     assert all(a != b for a, b in zip(before, after, strict=True))
 
 
@@ -112,6 +114,18 @@ def test_map_says_what_was_recorded(tab, page):
         most = unpacked(data["maps"][-1])[3, kind, 2].max().item()
         said = tab.run(f"document.querySelectorAll('#maps figure small')[{kind}].textContent")
         assert f"{100 * most:.{int(most < 0.0995)}f}\u00a0% at most" in said
+
+
+def test_weights_of_pixels_are_those_of_the_step(tab, page):
+    """S as it was recorded, from the page's own arrays decoded here."""
+    for step in range(6):
+        tab.run(f"choose({{step: {step}}})")
+        tab.settle()
+        each = next(found for found in page[0].data["spatial"] if found["step"] == step)
+        said = tab.run("document.querySelector('#spatial figure small').textContent")
+        assert f"mean {each['mean']:.2f}, " in said and f"most {unpacked(each).max().item():.2f} " in said
+        assert tab.run("document.querySelector('#film-s [aria-current=true]').dataset.step") == str(step)
+    assert len({each["mean"] for each in page[0].data["spatial"]}) > 6
 
 
 def test_slider_uncovers_the_edit(tab):
@@ -185,6 +199,7 @@ def test_everything_has_a_name(tab):
 
 def test_live_draws_again_what_is_dragged(browser):
     sd, chosen, seen = minedit.load(), METHODS["adapedit"](), threading.Event()
+    words = [(word, 1.0) for word in PAIR[1].split()]
 
     def draw(asked, progress, show):
         def shown(picture):
@@ -194,7 +209,7 @@ def test_live_draws_again_what_is_dragged(browser):
         more = {"progress": progress, "on_step": minedit.preview(sd, show=shown)}
         return xray(sd, *PAIR, steps=4, seed=3, settings=again(chosen, asked), **more)
 
-    with Studio(draw) as studio, served(studio, {"settings": dragged(chosen, 3, ["a"])}) as server:
+    with Studio(draw) as studio, served(studio, {"settings": dragged(chosen, Numbers(), 3, words)}) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         browser.faults.clear()
@@ -209,20 +224,29 @@ def test_live_draws_again_what_is_dragged(browser):
         browser.until(f"({title}).includes('sitting dog')")
         browser.until("becoming.hidden")
         browser.run("page.contentWindow.choose({step: 3, word: 5})")
-        browser.run("for (const v of [0.2, 0.5, 1]) { tau.value = v; tau.dispatchEvent(new Event('input')); }")
+        drag = "(s, v) => { s.value = v; s.dispatchEvent(new Event('input')); }"
+        browser.run(f"for (const v of [0.2, 0.5, 1]) ({drag})(tau, v); ({drag})(rest, 0.3); ({drag})(fwt_steps, 3)")
         browser.until("document.getElementById('changed').textContent.includes('of 255')")
-        assert studio.drawn[-1].asked["tau"] == 1 and studio.number == 2  # three moves within 60 ms are one question
+        assert studio.number == 2  # moves within 60 ms are one question
+        assert {"tau": 1, "rest": 0.3, "fwt_steps": 3, "lambda_s": 0.95}.items() <= studio.drawn[-1].asked.items()
         browser.until(f"page.src.endsWith('?{studio.drawn[-1].number}')")
         assert browser.run("before.src !== now.src && before.naturalWidth > 0")
         now = "document.getElementById('page').contentDocument.getElementById('{}')?.textContent || ''"
         browser.until(f"({now.format('word-now')}) === 'park' && ({now.format('where')}).startsWith('step 4')")
+        notes = "document.getElementById('page').contentDocument.getElementById('notes')"
+        assert "had no effect: rest beside tau=1" in browser.run(f"{notes}.textContent")
+        assert browser.run(f"{notes}.getBoundingClientRect().height > 0")
         for width in (400, 1600):
             browser.size(width, 1000, dark=width == 400)
+            browser.settle()
             assert browser.run("document.documentElement.scrollWidth") <= width
+            ends = "[...document.querySelectorAll('label, input, output')].map(e => e.getBoundingClientRect().right)"
+            assert browser.run(f"Math.max(...{ends})") <= width
+            if "SHOTS" in os.environ:
+                (Path(os.environ["SHOTS"]) / f"live-{width}.png").write_bytes(browser.picture())
         browser.run("document.getElementById('tau-free').click()")
         browser.until("document.getElementById('said').textContent === 'edit 3 is drawn'")
         assert studio.drawn[-1].asked["tau"] is None
-        (Path(os.environ["SHOTS"]) / "live.png").write_bytes(browser.picture()) if "SHOTS" in os.environ else None
         server.shutdown()
         thread.join()
     assert browser.faults == []

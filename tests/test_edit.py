@@ -137,6 +137,10 @@ def test_the_same_prompt_twice_is_the_same_picture_bit_for_bit(sd, method):
 def test_one_prompt_can_be_reweighted(sd):
     res = minedit.edit(sd, BOY, BOY, "p2p", reweight={"park": 5}, **SHORT)
     assert relative(res.edited_latent, res.source_latent) > 1e-3
+    res = minedit.edit(sd, BOY, BOY, "p2p", reweight={"park": 5}, cross_steps=1, self_steps=0, **SHORT)
+    for fwt in (True, "one-pass"):
+        ours = minedit.edit(sd, BOY, BOY, reweight={"park": 5}, fwt=fwt, **SHORT)
+        assert torch.equal(ours.edited_latent, res.edited_latent)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,14 @@ def test_ancestral_noise_is_shared_by_both_rows_and_by_every_batch(sd):
     assert relative(one.source_latent, plain.latents) > 1e-3
 
 
-@pytest.mark.parametrize("method, settings", [("adapedit", {"inserted": "gated"}), ("p2p", {"reweight": {"boy": 2}})])
+@pytest.mark.parametrize(
+    "method, settings",
+    [
+        ("adapedit", {"inserted": "gated"}),
+        ("adapedit", {"inserted": "gated", "reweight": {"sitting": 2, "park": -1}}),
+        ("p2p", {"reweight": {"boy": 2}}),
+    ],
+)
 def test_backends_agree_on_a_whole_edit(sd, method, settings):
     literal = minedit.edit(small_model("eager"), BOY, SITTING, method, **SHORT, **settings)
     fast = minedit.edit(sd, BOY, SITTING, method, **SHORT, **settings)
@@ -258,6 +269,7 @@ BAD = [
     {"tau": float("nan")},
     {"tau": 1.5},
     {"lambda_s": -0.1},
+    {"reweight": {"cat": 2}},
     {"colour": "red"},
     {"method": "p2p", "tau": 0.5},
     {"method": "fixed-seed", "tau": 0.5},

@@ -15,12 +15,15 @@ from PIL import Image
 from small_model import small_model
 
 import minedit
+from minedit.cli import main
 from minedit.cli.live import again, dragged
 from minedit.config import MineditError
 from minedit.methods.choose import METHODS
 from minedit.report.live import HOST, MOST, served
 from minedit.report.page import xray
 from minedit.report.studio import Studio
+from minedit.sampling.numbers import Numbers
+from minedit.settings import settings
 
 PAIR = "a boy in the park", "a sitting boy in the park"
 PATIENCE = 20  # seconds
@@ -146,17 +149,79 @@ def test_what_is_asked_is_checked(server):
 
 
 def test_settings_are_the_methods():
-    found = dragged(METHODS["adapedit"](tau=0.3), 5, ["a", "dog"])
+    found = told("adapedit", tau=0.3)
     assert found["seed"]["value"] == 5 and found["tau"]["value"] == 0.3 and found["lambda_s"]["high"] == 1
-    assert again(METHODS["adapedit"](), {"tau": 0.4, "lambda_s": 1, "seed": 3}) == METHODS["adapedit"](
-        tau=0.4, lambda_s=1
-    )
-    found = dragged(METHODS["p2p"](), 0, ["a", "dog"])
-    assert found["weight1"]["label"] == "× dog" and "tau" not in found
-    asked = again(METHODS["p2p"](), {"weight0": 1.0, "weight1": 2.5})
+    adapedit = METHODS["adapedit"]
+    assert again(adapedit(), {"tau": 0.4, "lambda_s": 1, "seed": 3}) == adapedit(tau=0.4, lambda_s=1)
+    found = told("p2p")
+    assert found["weight1"]["label"] == "× dog" and found["weight1"]["value"] == 2 and "tau" not in found
+    asked = again(METHODS["p2p"](reweight={"dog": 2}), {"weight0": 1.0, "weight1": 2.5})
     assert asked == METHODS["p2p"](reweight={1: 2.5})
+    assert again(METHODS["p2p"](reweight={"dog": 2}), {"weight0": 1.0, "weight1": 1.0}) == METHODS["p2p"]()
     with pytest.raises(MineditError):
-        again(METHODS["adapedit"](), {"tau": "much"})
+        again(adapedit(), {"tau": "much"})
+
+
+def told(method, **given):
+    return dragged(METHODS[method](**given), Numbers(steps=20), 5, [("a", 1.0), ("dog", 2.0)])
+
+
+def test_the_numbers_of_every_method_are_dragged():
+    """What has numbers for values, but for what is off beside a switch."""
+    rest = {"blend_threshold", "subtract_threshold", "blend_start", "blend_size"}
+    off = {"adapedit": rest, "p2p": rest, "h-edit": rest, "masactrl": {"foreground_level"}}
+    for method, kind in METHODS.items():
+        found = told(method)
+        expected = [name for name, each in settings(kind).items() if each.kind in (int, float, tuple)]
+        words = ["weight0", "weight1"] * ("reweight" in settings(kind))
+        assert set(found) == {"seed", "guidance", *expected, *words} - off.get(method, set())
+        for name, each in found.items():
+            assert each["label"] and (each["high"] is None) == (name == "seed")
+            for end in (each["low"], each["high"]) if name in settings(kind) else ():
+                now = again(kind(), {name: end})  # each end is a value
+                assert json.dumps(each) and getattr(now, name) == end
+    assert told("masactrl")["start_step"]["high"] == 20 and told("masactrl")["start_layer"]["step"] == 1
+    own = ["seed", "guidance", "lambda_tau", "lambda_sv", "lambda_s", "alpha_m", "tau", "fwt_steps", "rest"]
+    assert list(told("adapedit"))[:9] == own
+    assert told("flow")["source_guidance"]["high"] == told("p2p")["guidance"]["high"] == 20
+    assert told("p2p", blend=["dog"]).keys() - told("p2p").keys() == rest - {"subtract_threshold"}
+    assert not {"rest", "lambda_tau", "lambda_s"} & told("adapedit", fwt=False, dps=False).keys()
+
+
+def test_a_span_is_dragged_by_its_end():
+    found = told("p2p", self_steps=(0.1, 0.6))
+    assert found["cross_steps"] | {"value": 0.8, "low": 0, "high": 1} == found["cross_steps"]
+    assert (found["self_steps"]["low"], found["self_steps"]["value"]) == (0.1, 0.6)
+    asked = again(METHODS["p2p"](self_steps=(0.1, 0.6)), {"cross_steps": 0.5, "self_steps": 0.7})
+    assert asked == METHODS["p2p"](cross_steps=0.5, self_steps=(0.1, 0.7))
+    with Studio(Slow()) as studio, served(studio, {"settings": found}) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        body, kind = '{"cross_steps": 0.5}', {"Content_Type": "application/json"}
+        assert asks(server.server_address, "POST", "/ask", body, **kind)[0] == 200
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("verb", ["live", "xray"])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (["--seed", "3", "4"], "there are 2 seeds, and a page shows one edit; expected one"),
+        (["--again"], "--again is for several runs, and a page shows one edit; leave it out"),
+        (["--preview", "linear"], "--preview makes a preview, and a page shows one edit; leave it out"),
+        (["--pairs", "x.jsonl"], "--pairs makes several edits, and a page shows one edit; leave it out"),
+    ],
+)
+def test_what_asks_for_more_than_one_edit_is_refused(verb, wrong, said, capsys):
+    assert main([verb, *PAIR, *wrong]) == 2
+    assert capsys.readouterr().err.startswith(f"minedit: error: {said}")
+
+
+def test_live_writes_no_files(capsys):
+    for wrong in (["--out", "x"], ["--out=x"]):
+        assert main(["live", *PAIR, *wrong]) == 2
+        assert "--out names files, and live writes none; leave it out" in capsys.readouterr().err
 
 
 def test_an_edit_is_given_up_between_steps():

@@ -6,7 +6,8 @@ from small_model import small_model
 
 from minedit.attention.eager import eager
 from minedit.config import MineditError
-from minedit.methods import p2p
+from minedit.methods import p2p, running
+from minedit.methods.adapedit import AdapEditConfig
 from minedit.methods.p2p import P2PConfig
 from minedit.methods.plan import SELF_RULE, TARGET, Plan, first_steps, map_side, per_token
 
@@ -88,6 +89,17 @@ def test_reweight_is_the_released_algebra(model, step):
     equalizer = torch.ones(16, dtype=torch.float64)
     equalizer[2], equalizer[6] = 3.0, -1.0
     expected = official(step, *inserted_after_a(), int(0.8 * (STEPS + 1)), equalizer)
+    assert torch.allclose(edited_row(plan, step), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [0, STEPS - 1])
+def test_adapedits_reweight_is_that_of_every_step(model, step):
+    """With one τ of 1 and no gate, AdapEdit is Prompt-to-Prompt to the last step."""
+    settings = AdapEditConfig(tau=1, dps=False, reweight={"sitting": 3.0, "park": -1.0})
+    plan = running.plan(model, *map(model.tokenizer.encode, (BOY, SITTING)), STEPS, settings, None)
+    equalizer = torch.ones(16, dtype=torch.float64)
+    equalizer[2], equalizer[6] = 3.0, -1.0
+    expected = official(step, *inserted_after_a(), STEPS, equalizer)
     assert torch.allclose(edited_row(plan, step), expected, atol=1e-5)
 
 

@@ -36,7 +36,8 @@ def sd():
 @pytest.fixture(scope="module")
 def both(sd):
     """A page, and the tape of its run."""
-    names = ["*.attn2.columns*", "x0", "input_blocks.?.out", "middle_block.out", "output_blocks.?.out", "eps.cond"]
+    names = ["*.attn2.columns*", "*.attn2.hidden", "x0", "eps.cond"]
+    names += ["input_blocks.?.out", "middle_block.out", "output_blocks.?.out"]
     with minedit.recorded(sd, names, budget=None) as tape:
         page = xray(sd, *PAIR, every=EVERY, **RUN)
     return page, tape
@@ -131,13 +132,20 @@ def test_latents_and_numbers_are_the_tapes(both, sd):
 
 
 def test_words_spatial_and_pictures_are_the_results(both):
-    page, _ = both
+    page, tape = both
     data, res = held(page.html), page.result
     assert [(word["tau"], word["kind"]) for word in data["words"]] == [(word.tau, word.kind) for word in res.words]
     assert [word["A"] for word in data["words"]] == list(res.statistics.similarity)
-    for each, spatial in zip(data["spatial"], res.statistics.spatial, strict=True):
-        assert (each["site"], each["step"]) == (spatial.site, spatial.step)
-        assert torch.equal(unpacked(each), spatial.map.half().float())
+    kept = {(each.site, each.step): each.map for each in res.statistics.spatial}
+    places = {(layer["site"], step) for layer in data["maps"] for step in SHOWN}
+    assert {(each["site"], each["step"]) for each in data["spatial"]} == places
+    for each in data["spatial"]:
+        assert torch.equal(unpacked(each), kept[each["site"], each["step"]].half().float())
+        assert each["size"] == each["shape"]
+        hidden = tape[f"{each['site']}.hidden"].at(row="target.cond", step=each["step"]).tensor.double().squeeze()
+        hidden = torch.nn.functional.normalize(hidden - hidden.mean(0), dim=1)  # equation 9
+        expected = (hidden @ res.statistics.keys[each["site"]].double()).clamp(0, 1)
+        torch.testing.assert_close(unpacked(each).double().flatten(), expected, rtol=HALF, atol=1e-5)
     import base64
     import io
 

@@ -15,6 +15,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+GATES = "S"  # the weights of pixels of every cross-attention layer
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -38,6 +40,9 @@ class Tap(Protocol):
 
     def step(self, index: int, timestep: int) -> bool:
         """Whether anything inside the UNet is looked at in this step."""
+
+    def wants(self, name: str, step: int) -> bool:
+        """Whether a value that a method makes, such as GATES, is to be kept of this step."""
 
     def value(self, name: str, x: Tensor) -> Tensor:
         """A value of the run's pictures, or of the UNet's rows, by what the name is of."""

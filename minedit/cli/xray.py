@@ -3,28 +3,29 @@
 Takes all options of `minedit edit`, one pair of prompts and one seed.
 """
 
+from __future__ import annotations
+
+import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minedit.cli import options, origin
 from minedit.cli.parser import Parser, parser_of
 from minedit.config import MineditError, shown
 
+if TYPE_CHECKING:
+    from minedit.cli.pairs import Asked
+
+REFUSED = {"pairs": "makes several edits", "preview": "makes a preview", "again": "is for several runs"}
+
 
 def main(argv: list[str]) -> None:
     own, rest = _parser().parse_known_args(argv)
     args = origin.parse(["edit", *rest])
-    for name, what in (("pairs", "several edits"), ("preview", "a preview")):
-        if getattr(args, name) is not None:
-            raise MineditError(f"--{name} makes {what}, and a page shows one edit; leave it out")
+    each = one(args)
     from minedit.cli import output, steering  # Pillow, once the arguments are right
     from minedit.cli.edit import prepared
-    from minedit.cli.pairs import asked
-
-    steering.check(args)
-    (each,) = asked(args)
-    if len(each.seeds) > 1:
-        raise MineditError(f"there are {len(each.seeds)} seeds, and a page shows one edit; expected one: --seed N")
     from minedit.report.page import xray  # and torch
 
     began = time.perf_counter()
@@ -45,6 +46,21 @@ def main(argv: list[str]) -> None:
     for missing in page.data["missing"]:
         print(f"  the page has not {shown(missing, 400)}")
     print(f"  {time.perf_counter() - began:.1f} s; wrote {own.out}, {page.bytes / 1e6:.1f} MB; open it in a browser")
+
+
+def one(args: argparse.Namespace) -> Asked:
+    """The edit that a page shows. Raises MineditError for what asks for more."""
+    from minedit.cli import steering  # Pillow, once the arguments are right
+    from minedit.cli.pairs import asked
+
+    for name, what in REFUSED.items():
+        if getattr(args, name) not in (None, False):
+            raise MineditError(f"--{name} {what}, and a page shows one edit; leave it out")
+    steering.check(args)
+    (each,) = asked(args)
+    if len(each.seeds) > 1:
+        raise MineditError(f"there are {len(each.seeds)} seeds, and a page shows one edit; expected one: --seed N")
+    return each
 
 
 def _parser() -> Parser:

@@ -18,13 +18,21 @@ any edit. Until the first step is over every word with a source follows it.
 docs/algorithm.md has a table of where the paper, the authors' script and this differ, and why.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from minedit.config import MineditError
 from minedit.methods import Job, Way
 from minedit.methods.blending import Blending
+from minedit.methods.named import word_values
+from minedit.methods.p2p import P2PConfig
 from minedit.sampling.numbers import TRAIN_STEPS
-from minedit.settings import setting
+from minedit.settings import setting, settings
+
+if TYPE_CHECKING:
+    from minedit.stack.tokens import Prompt, Tokenizer
 
 ONE_PASS = "one-pass"
 PASS_STEPS = 10  # tau moves by 0.03 on average and a judge reads the edits as before: benchmarks/one_pass.csv
@@ -40,17 +48,18 @@ class AdapEditConfig(Blending):
     likeness without centring: cosines grow, every tau falls, pixels far from the key words change too (tau of "park"
     in the first edit of notebooks/06: 0.34 for 0.58). rest and rest_tau are the authors' script, max(0, rest - share
     of words with tau < rest_tau); the paper is silent. It is on self-attention, too: sigma is 0; the script has None.
+    reweight is Prompt-to-Prompt's, at every step.
     """
 
-    lambda_tau: float = setting(1.0, "λ_τ: smaller lets words go earlier, for a stronger edit", low=0)
-    lambda_sv: float = setting(1.0, "λ_S[V]: slope of the pixels' gate", low=0)
-    lambda_s: float = setting(0.95, "λ_S: the most that a pixel may follow the target", low=0, high=1)
+    lambda_tau: float = setting(1.0, "λ_τ: smaller lets words go earlier, for a stronger edit; not beside tau", low=0)
+    lambda_sv: float = setting(1.0, "λ_S[V]: slope of the pixels' gate; only with dps", low=0)
+    lambda_s: float = setting(0.95, "λ_S: the most that a pixel may follow the target; only with dps", low=0, high=1)
     alpha_m: float = setting(0.03, "α_m: attention below is masked; as for 77 tokens", low=0, high=1)
     fwt: bool | str = setting(
         True, "a τ for each word; one-pass: found during the edit; without, one for all", choices=(ONE_PASS,)
     )
     dps: bool = setting(True, "a weight for each pixel; without, words that were let go follow the target")
-    mask: bool = setting(True, "mask the word maps that the pixels' gate is made from")
+    mask: bool = setting(True, "mask the word maps that the pixels' gate is made from; only with dps")
     tau: float | None = setting(
         None, "one τ for every word, as a fraction of the steps", float, low=0, high=1, none="found by FWT"
     )
@@ -60,12 +69,20 @@ class AdapEditConfig(Blending):
         None, "steps of the statistics pass", int, low=1, high=TRAIN_STEPS, none=f"{PASS_STEPS}, at most --steps"
     )
     inserted: str = setting(
-        "own", "attention of inserted words: own, or gated by the pixels' weights", choices=("own", "gated")
+        "own", "attention of inserted words: own, or, with dps, gated by the pixels' weights", choices=("own", "gated")
+    )
+    reweight: tuple[tuple[str | int, float], ...] = field(
+        default=(), metadata={"setting": settings(P2PConfig)["reweight"]}
     )
     rest: float = setting(
-        0.8, "fraction of the steps that begin, end and padding follow the source, at most", low=0, high=1
+        0.8,
+        "fraction of the steps that begin, end and padding follow the source, at most; not beside tau, theirs too",
+        low=0,
+        high=1,
     )
-    rest_tau: float = setting(0.1, "words with a smaller τ shorten --rest by their share of all words", low=0, high=1)
+    rest_tau: float = setting(
+        0.1, "words with a smaller τ shorten --rest by their share of all words; not beside tau", low=0, high=1
+    )
     # 0 does more of what is asked, and keeps as much: docs/results.md
     sigma: float | None = setting(
         0.0, "fraction of the steps with the source's self-attention", low=0, high=1, none="as long as --rest"
@@ -75,6 +92,28 @@ class AdapEditConfig(Blending):
         super().__post_init__()
         if self.fwt == ONE_PASS and self.fwt_steps is not None:
             raise MineditError(f"fwt_steps is {self.fwt_steps}, expected None: one-pass has no statistics pass")
+
+    def off(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        found, one = super().off(), ("tau",) if self.tau is not None else ("fwt",)
+        if self.common_tau is not None:
+            found[one] = ("lambda_tau", "rest", "rest_tau", *["fwt"] * (self.tau is not None and not self.one_pass))
+        if not self.dps:
+            found[("dps",)] = "lambda_s", "lambda_sv", "mask", "inserted"
+        if not self.measures:
+            found[(*one, "dps")] = "alpha_m", "centre", "statistics", "fwt_steps"
+        elif self.common_tau is not None and not self.mask:
+            found[(*one, "mask")] = ("alpha_m",)
+        if self.one_pass:
+            found[("fwt",)] = ("statistics",)
+        return found
+
+    def check_words(self, tokenizer: Tokenizer, source: Prompt, target: Prompt) -> None:
+        super().check_words(tokenizer, source, target)
+        self.factors(tokenizer, target)
+
+    def factors(self, tokenizer: Tokenizer, target: Prompt) -> list[float]:
+        """Of the words. Raises MineditError where one is not in the target, or given two."""
+        return word_values("reweight", "factor", tokenizer, target, self.reweight, 1.0)
 
     @property
     def common_tau(self) -> float | None:
@@ -96,13 +135,22 @@ class AdapEditConfig(Blending):
         return self.fwt_steps or min(PASS_STEPS, steps)
 
     def prepare(self, job: Job) -> Way:
-        from minedit.methods.plan import unedited  # torch's: settings are read without it
-        from minedit.methods.running import Running
+        if not job.alignment.identical:
+            return self.prepared(job)
+        if not self.reweight:
+            from minedit.methods.plan import unedited  # torch's: settings are read without it
+
+            return unedited(job)
+        tau = 1.0 if self.common_tau is None else self.common_tau
+        return replace(self, dps=False, tau=tau).prepared(job)  # nothing changes that could be measured
+
+    def prepared(self, job: Job) -> Way:
+        """Of prompts that differ, or with `measures` False."""
+        from minedit.methods.running import Running  # torch's: settings are read without it
         from minedit.methods.wordmaps import begun, measure
 
-        if job.alignment.identical:
-            return unedited(job)
         self.check_blend(job)
+        self.factors(job.sd.tokenizer, job.target)  # which may raise: before the pass
         found, pair, steps = None, (job.source, job.target), job.run.steps
         if self.measures and not self.one_pass:
             job.tick.total += self.pass_steps(steps) - begun(job.found, self.pass_steps(steps), steps)

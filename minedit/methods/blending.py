@@ -49,6 +49,11 @@ class Blending(Settings):
         if self.blend_subtract and not self.blend:
             raise MineditError("blend_subtract has words, and blend has none to subtract them from; give both")
 
+    def off(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        if not self.blend:
+            return {("blend",): ("blend_threshold", "subtract_threshold", "blend_start", "blend_maps", "blend_size")}
+        return {} if self.blend_subtract else {("blend_subtract",): ("subtract_threshold",)}
+
     def blended(self, job: Job, way: Way) -> Way:
         """The way, with local blend where words are given. Raises MineditError."""
         if not self.blend:

@@ -70,6 +70,10 @@ class HEditConfig(P2PConfig):
         if self.optimisation_steps > 1 and not self.implicit:
             raise MineditError(f"optimisation_steps is {self.optimisation_steps}, expected 1 where implicit is False")
 
+    def off(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        once = {("optimisation_steps",): ("reconstruction",)} if self.optimisation_steps == 1 else {}
+        return super().off() | once
+
     def prepare(self, job: Job) -> Way:
         from minedit.methods.hterm import predicting  # torch's: settings are read without it
 

@@ -53,6 +53,9 @@ class MasaCtrlConfig(Settings):
     )
     foreground_level: float = setting(0.1, "attention that makes a pixel foreground, of the largest", low=0, high=1)
 
+    def off(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        return {} if self.foreground else {("foreground",): ("foreground_level",)}
+
     def check_words(self, tokenizer: Tokenizer, source: Prompt, target: Prompt) -> None:
         """Raises MineditError where the foreground is no word of the target, or stands for none of the source."""
         from minedit.methods.injected import foreground_words

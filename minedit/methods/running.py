@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from minedit.attention.rules import Gate, Rule, Seen
+from minedit.attention.tap import GATES, tap_of
 from minedit.methods import Told, WordPlan
 from minedit.methods.plan import SOURCE, TARGET, Plan, cross_sites, first_steps, injected_sites, per_token
 from minedit.methods.wordmaps import Average, Statistics, spatial, statistics, subject, watched
@@ -16,7 +17,8 @@ LOOK_EVERY = 2  # steps, in one pass: looking costs some percent of a step of th
 
 
 class Running:
-    """The plan of a pair as it is known so far, and what the edit's gates let through at three of its steps."""
+    """The plan of a pair as it is known so far, and what the edit's gates let through: at three of its steps, and where
+    a tap wants it."""
 
     def __init__(
         self,
@@ -40,11 +42,15 @@ class Running:
     def watch(self, step: int) -> dict[str, bool]:
         if step in self.looks:
             return watched(self.model, self.settings)
-        return dict.fromkeys(self.plan.gates, False) if step in self.shown else {}
+        return dict.fromkeys(self.plan.gates, False) if self.shows(step) else {}
+
+    def shows(self, step: int) -> bool:
+        tap = tap_of(self.model.unet)
+        return step in self.shown or (tap is not None and tap.wants(GATES, step))
 
     def after(self, step: Step) -> None:
         latent = step.latents.shape[-2:]
-        if step.index in self.shown:
+        if self.shows(step.index):
             hidden = {name: step.seen[name].hidden[TARGET] for name in self.plan.gates}
             self.spatial += spatial(self.model, self.plan.gates, step.index, hidden, latent)
         if step.index in self.looks:
@@ -103,6 +109,8 @@ def plan(
         pinned=per_token(target, [(0, first_steps(t, steps)) for t in tau], (0, first_steps(rest, steps))),
         gated=tuple(bool(has) or gated for has in has_source),
         gates=gates,
+        weights=per_token(target, settings.factors(model.tokenizer, target), 1.0) if settings.reweight else (),
+        weighted=((0, steps),) * len(target.ids) if settings.reweight else (),
         self_steps=(0, first_steps(sigma, steps)),
         words=tuple(WordPlan(target.words[p.word].text, p.kind, t) for p, t in zip(alignment.pairs, tau, strict=True)),
         notes=tuple(notes),

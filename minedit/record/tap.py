@@ -75,6 +75,9 @@ class Chain:
         self.asking = tuple(each for each in self.listeners if each.asks(index))
         return any(each.inside for each in self.asking)
 
+    def wants(self, name: str, step: int) -> bool:
+        return any(name in each.names and each.asks(step) for each in self.listeners)
+
     def value(self, name: str, x: Tensor) -> Tensor:
         both = len(x) == 2 * len(self.begun.rows)
         return self.told(name, x, self.unet_rows(Attn()) if both else _numbered(self.begun.rows))

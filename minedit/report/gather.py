@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minedit.attention.tap import Begun, root
+from minedit.attention.tap import GATES, Begun, root
 from minedit.config import MineditError
 from minedit.record.names import MAPS, catalogue, split
 from minedit.record.tap import Places
@@ -61,7 +61,7 @@ class Gathered:
         self.sites = tuple(site.name for site in sd.unet.sites if site.kind == "cross")
         blocks = (f"{name}.out" for name in block_names(sd))
         self.blocks = (*(name for name in blocks if name in known), "eps.cond")
-        self.names = frozenset((*(f"{site}.{kind}" for site in self.sites for kind in MAPS), *self.blocks, "x0"))
+        self.names = frozenset((*(f"{site}.{kind}" for site in self.sites for kind in MAPS), *self.blocks, "x0", GATES))
         self.steps: list[int] = []
         self.times: dict[int, int] = {}
 
@@ -107,7 +107,8 @@ class Gathered:
         known, rows, blocks = catalogue(self.sd.config, sides), len(ROWS), len(self.blocks)
         fixed = {"x0": (steps, rows, *known["x0"].shape), "numbers": (steps, rows, blocks, len(NUMBERS))}
         fixed |= {"counts": (steps, rows, blocks, BINS), "apart": (steps, blocks)}
-        maps = {site: _coarse(known[f"{site}.columns"].map) for site in self.sites}
+        maps = {site: coarse(known[f"{site}.columns"].map) for site in self.sites}
+        fixed |= {f"{GATES} of {site}": (steps, *shape) for site, shape in maps.items()}
         return fixed | {site: (steps, len(KINDS), len(self.words), *shape) for site, shape in maps.items()}
 
     def _need(self, steps: int, sides: tuple[int, int]) -> int:
@@ -173,6 +174,6 @@ def decoded_most(pixels: int) -> int:
     return max(2, 2**21 // pixels)
 
 
-def _coarse(shape: tuple[int, int]) -> tuple[int, int]:
+def coarse(shape: tuple[int, int]) -> tuple[int, int]:
     factor = -(-max(shape) // FINEST)
     return -(-shape[0] // factor), -(-shape[1] // factor)

@@ -224,20 +224,22 @@ function drawMaps() {
   });
   $("most").textContent = percent(most);
 }
-function buildFilm() {
+function buildFilm(id) {
   const count = Math.min(D.steps.length, 10), last = D.steps.length - 1;
   const chosen = [...new Set([...Array(count).keys()].map(k => Math.round(k * last / Math.max(count - 1, 1))))];
-  chosen.forEach(s => $("film").append(el("button", { type: "button", "data-step": s, onclick: () => choose({ step: s }) }, el("canvas", { width: 84, height: 84 }), el("span"))));
+  chosen.forEach(s => $(id).append(el("button", { type: "button", "data-step": s, onclick: () => choose({ step: s }) }, el("canvas", { width: 84, height: 84 }), el("span"))));
 }
 function drawFilm() {
   const kind = D.words[state.word].tau === null ? 0 : 2, buttons = [...$("film").children];
   const found = buttons.map(b => wordMap(Number(b.dataset.step), kind, state.word, state.layers));
-  const most = Math.max(...found.map(m => Math.max(...m.x)).filter(Number.isFinite), 1e-9);
+  fill(buttons, found, Math.max(...found.map(m => Math.max(...m.x)).filter(Number.isFinite), 1e-9), percent);
+}
+function fill(buttons, found, most, unit) { // a film's buttons with their steps' maps; null: there is none
   buttons.forEach((b, k) => {
-    const s = Number(b.dataset.step), peak = Math.max(...found[k].x);
-    if (Number.isFinite(peak)) overlay(b.firstChild, null, found[k], most, $("smooth").checked);
-    b.lastChild.textContent = `step ${D.steps[s] + 1}: ${percent(peak)}`;
-    b.setAttribute("aria-label", `step ${D.steps[s] + 1}, ${percent(peak)} at most; go there`);
+    const s = Number(b.dataset.step), peak = found[k] ? Math.max(...found[k].x) : NaN, text = Number.isFinite(peak) ? unit(peak) : "none";
+    if (Number.isFinite(peak)) overlay(b.firstChild, null, found[k], most, $("smooth").checked); else paint(b.firstChild, null);
+    b.lastChild.textContent = `step ${D.steps[s] + 1}: ${text}`;
+    b.setAttribute("aria-label", `step ${D.steps[s] + 1}, ${text} at most; go there`);
     b.setAttribute("aria-current", String(s === state.step));
   });
 }
@@ -245,20 +247,23 @@ function buildGates() {
   $("spatial").hidden = !GATES.length;
   [...new Set(GATES.map(g => g.site))].forEach(site => {
     const gate = GATES.find(g => g.site === site);
-    $("site").append(el("option", { value: site }, `${clip(site)}: ${gate.shape[0]} × ${gate.shape[1]}`));
+    $("site").append(el("option", { value: site }, `${clip(site)}: ${gate.size[0]} × ${gate.size[1]}`));
   });
   $("site").addEventListener("change", drawGates);
 }
 function drawGates() {
-  $("gates").replaceChildren();
-  for (const gate of GATES.filter(g => g.site === $("site").value)) {
-    const step = D.steps.reduce((best, s, i) => Math.abs(s - gate.step) < Math.abs(D.steps[best] - gate.step) ? i : best, 0);
-    const canvas = el("canvas", { width: 256, height: 256, role: "img" }), map = { x: gate.x, w: gate.shape[1], h: gate.shape[0] };
-    const text = `mean ${gate.mean.toFixed(2)}, deviation ${gate.spread.toFixed(2)}, most ${Math.max(...gate.x).toFixed(2)} ${where(map)}`;
-    canvas.setAttribute("aria-label", `S at step ${gate.step + 1}: ${text}`);
-    overlay(canvas, Number.isNaN(at(X0, step, 1)[0]) ? null : shown(step, 1), map, 1, $("smooth").checked);
-    $("gates").append(el("figure", {}, canvas, el("figcaption", {}, `step ${gate.step + 1}`, el("br"), el("small", {}, text))));
-  }
+  if (!GATES.length) return;
+  const gate = s => {
+    const found = GATES.find(g => g.site === $("site").value && g.step === D.steps[s]);
+    return found ? { ...found, w: found.shape[1], h: found.shape[0] } : null;
+  };
+  const now = gate(state.step), canvas = $("gate"), under = Number.isNaN(at(X0, state.step, 1)[0]) ? null : shown(state.step, 1);
+  if (now) overlay(canvas, under, now, 1, $("smooth").checked); else paint(canvas, under);
+  const text = now ? `mean ${now.mean.toFixed(2)}, deviation ${now.spread.toFixed(2)}, most ${Math.max(...now.x).toFixed(2)} ${where(now)}` : "nothing is weighed yet";
+  small("gate", text);
+  canvas.setAttribute("aria-label", `S at step ${D.steps[state.step] + 1}: ${text}`);
+  const buttons = [...$("film-s").children];
+  fill(buttons, buttons.map(b => gate(Number(b.dataset.step))), 1, peak => peak.toFixed(2));
 }
 
 // --- the UNet --------------------------------------------------------------------------------------------------------
@@ -402,7 +407,7 @@ function begin() {
   D.missing.forEach(text => $("missing").append(el("li", {}, text)));
   $("missing").append(el("li", {}, `maps of single heads: those here are means over heads${MAPS.some(m => m.size[0] > m.h) ? `, and none is finer than ${D.finest} × ${D.finest}` : ""}`));
   for (const id of ["scale", "scale-s"]) for (let x = 0, pen = $(id).getContext("2d"); x < 256; x++) { pen.fillStyle = `rgb(${heat(x / 255).map(Math.round)})`; pen.fillRect(x, 0, 1, 1); }
-  buildWords(); buildFilm(); buildGates(); buildDiagram(); drawPair();
+  buildWords(); buildFilm("film"); buildFilm("film-s"); buildGates(); buildDiagram(); drawPair();
   state.word = Math.max(D.words.findIndex(w => w.kind !== "kept"), 0);
   state.step = Math.round((D.steps.length - 1) / 3);
   state.block = Math.max(D.blocks.findIndex(b => b.name.startsWith("output_blocks") && b.sites.length), 0);

@@ -9,16 +9,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.nn.functional as F
+
 from minedit.config import MineditError, __version__, shown
 from minedit.image import write_whole
 from minedit.methods.choose import DEFAULT
 from minedit.methods.plan import map_shape
-from minedit.methods.wordmaps import Statistics
+from minedit.methods.wordmaps import Spatial, Statistics
 from minedit.record.sheet import HEAT
 from minedit.record.tap import listening
 from minedit.report.arrays import data_url, packed
 from minedit.report.blocks import BATCH, blocks
-from minedit.report.gather import FINEST, KINDS, LIMIT, NUMBERS, SPREAD, Gathered, decoded_most, words_of
+from minedit.report.gather import FINEST, KINDS, LIMIT, NUMBERS, SPREAD, Gathered, coarse, decoded_most, words_of
 from minedit.report.preview import decoded, linear
 from minedit.settings import Setting
 from minedit.stack.model import Model
@@ -105,10 +107,7 @@ def _data(sd: Model, res: EditResult, of: Gathered) -> dict:
         "x0": packed(of.x0),
         "rgb": rgb,
         "decoded": decode,
-        "spatial": [
-            {"site": each.site, "step": each.step, "mean": each.mean, "spread": each.spread, **packed(each.map)}
-            for each in (found.spatial if found else ())
-        ],
+        "spatial": [_gate(each) for each in (found.spatial if found else ()) if each.step in of.steps],
         "blocks": blocks(sd, of.sides),
         "batch": BATCH,
         "device": f"{sd.device}, {str(sd.dtype).removeprefix('torch.')}",
@@ -135,6 +134,13 @@ def _words(of: Gathered, res: EditResult, found: Statistics | None, likeness: di
             removed += 1
         words.append(each)
     return words
+
+
+def _gate(of: Spatial) -> dict:
+    """S of a layer at a step; size: height, width, which may be finer than what is in the page."""
+    shape = tuple(of.map.shape)
+    small = F.adaptive_avg_pool2d(of.map[None], coarse(shape))[0]
+    return {"site": of.site, "step": of.step, "size": shape, "mean": of.mean, "spread": of.spread, **packed(small)}
 
 
 def _place(sd: Model, name: str, sides: tuple[int, int]) -> dict:

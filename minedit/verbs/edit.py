@@ -155,6 +155,7 @@ def edits(
             images, decoding = pictures(sd, latents)
             for at, row in zip(members, range(len(images) - len(members), len(images)), strict=True):
                 told = ways[at].on(jobs[at].found).told() if jobs[at].found else ways[at].told()
+                told = replace(told, notes=(*told.notes, *wanted[at].chosen.idle))
                 pair = images[:1] if row == 0 else [images[0], images[row]]
                 read = *unsaid(prompt, bool(wanted[at].inverse)), *reading(sd, (prompt, aims[at]))
                 made = wanted[at].method, seed, run, wanted[at].chosen, photo and photo.digest, wanted[at].inverse
