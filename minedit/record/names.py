@@ -22,6 +22,7 @@ from minedit.attention.rules import Attn
 from minedit.config import Config, MineditError, shown
 from minedit.files.written import public
 from minedit.settings import several
+from minedit.stack.model import Model
 from minedit.stack.text import TextEncoder
 from minedit.stack.unet import CrossAttention, SpatialTransformer, UNet
 from minedit.stack.vae import VAE
@@ -172,6 +173,16 @@ def chosen(asked: Asked, names: Iterable[str], called: str = "names") -> list[st
     if not wanted:
         raise MineditError("no name was given; expected some of docs/tensors.md, such as '*.attn2.columns'")
     return [name for name in names if name in wanted]
+
+
+def inside(sd: Model, names: Iterable[str]) -> bool:
+    """Whether any of them is of the UNet. Raises MineditError for one that a fused model has not."""
+    known = catalogue(sd.config)
+    if sd.fast and sd.device.type == "cuda" and not sd.unet.unfused:
+        for name in sorted(name for name in names if known[name].inner):
+            what = f"{name} is no tensor of a model made for speed on a GPU, whose layers are fused"
+            raise MineditError(f"{what}; load it without fast, or choose what stands around it")
+    return any(known[name].part == "unet" or name.startswith("eps.") for name in names)
 
 
 def nearest(pattern: str, names: Iterable[str]) -> str:

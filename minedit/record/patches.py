@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minedit.attention.tap import Begun
 from minedit.config import MineditError, shown
-from minedit.record.names import catalogue, chosen, split
+from minedit.record.names import catalogue, chosen, inside, split
 from minedit.record.select import held, row_chosen, step_chosen
 from minedit.record.tap import Places, listening
 from minedit.stack.model import Model
@@ -55,13 +55,8 @@ class Patcher:
             for name in chosen(pattern, known):
                 self.functions.setdefault(name, []).append((pattern, patch))
         self.names = frozenset(self.functions)
-        self.inside = any(known[name].part == "unet" or name.startswith("eps.") for name in self.names)
+        self.inside = inside(sd, self.names)
         self.steps, self.rows, self.unasked = held("steps", steps, Integral), held("rows", rows, str), set(patches)
-        if sd.fast and sd.device.type == "cuda" and not sd.unet.unfused:
-            inner = sorted(name for name in self.names if known[name].inner)
-            if inner:
-                what = f"{inner[0]} is no tensor of a model made for speed on a GPU, whose layers are fused"
-                raise MineditError(f"{what}; load it without fast, or patch what stands around it")
 
     def photo(self, sides: tuple[int, int]) -> None: ...
 

@@ -22,7 +22,7 @@ from minedit.attention.tap import Begun
 from minedit.config import MineditError, shown
 from minedit.files.torchnames import torch_device, torch_dtype
 from minedit.record.axes import Values
-from minedit.record.names import MAPS, Asked, Entry, catalogue, chosen, nearest, split
+from minedit.record.names import MAPS, Asked, Entry, catalogue, chosen, inside, nearest, split
 from minedit.record.select import HALVES, held, row_chosen, row_words, step_chosen, word_tokens
 from minedit.record.store import NAMES, File, Memory, Planned, read
 from minedit.record.tap import Places, listening
@@ -77,10 +77,9 @@ class Recorder:
         dtype: torch.dtype | None,
         store: Memory | File,
     ) -> None:
-        known = catalogue(sd.config)
         self.sd, self.store, self.dtype, self.tape = sd, store, dtype, Tape()
-        self.names = frozenset(chosen(names, known))
-        self.inside = any(known[name].part == "unet" or name.startswith("eps.") for name in self.names)
+        self.names = frozenset(chosen(names, catalogue(sd.config)))
+        self.inside = inside(sd, self.names)
         self.steps, self.rows, self.words = held("steps", steps, Integral), held("rows", rows, str), words
         some = f"some of 0 to {sd.config.unet.heads - 1}"
         self._heads = None if heads is None else list(several("heads", heads, Integral, some))
@@ -92,11 +91,6 @@ class Recorder:
         self.early: dict[str, Values] = {}  # of a photograph, which comes up before the run
         if heads is not None and not (self._heads and all(0 <= head < sd.config.unet.heads for head in self._heads)):
             raise MineditError(f"heads is {shown(repr(heads), 60)}, expected {some}")
-        if sd.fast and sd.device.type == "cuda" and not sd.unet.unfused:
-            inner = sorted(name for name in self.names if known[name].inner)
-            if inner:
-                what = f"{inner[0]} is no tensor of a model made for speed on a GPU, whose layers are fused"
-                raise MineditError(f"{what}; load it without fast, or choose what stands around it")
 
     def heads(self) -> list[int] | None:
         return self._heads

@@ -120,12 +120,12 @@ def sweep(
     check_calls(progress=progress)
     wanted = asked(target, method, more)
     drawn = Drawn(sd, kind, source, wanted, more.get("image") is not None)
-    found = SWEEPS[kind](sd, getattr(wanted.chosen, "instruction", None) or wanted.target, layers, drawn.steps)
-    cases, measured = found if kind == "steps" else list(found), []  # those steps are known once the edit is drawn
+    said, measured = getattr(wanted.chosen, "instruction", None) or wanted.target, []
+    cases = list(SWEEPS[kind](sd, said, layers, ())) if kind != "steps" else []  # wrong layers are said at once
     with listening(sd, drawn):
         plain = edit(sd, source, target, method, **more)
     drawn.check()
-    cases = list(cases)
+    cases = cases or list(SWEEPS[kind](sd, said, layers, drawn.steps))
     for done, case in enumerate(cases):
         if progress:
             progress(done, len(cases))

@@ -237,12 +237,8 @@ def _on(module: nn.Module, name: str, kind: str, unet: nn.Module, listener: List
             return None
         return (changed, *out[1:]) if isinstance(out, tuple) else changed
 
-    hooks = []
-    if {"in", "hidden"} & set(suffixes):
-        hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
-    if "out" in suffixes:
-        hooks.append(module.register_forward_hook(after))
-    return hooks
+    first = [module.register_forward_pre_hook(before, with_kwargs=True)] if {"in", "hidden"} & set(suffixes) else []
+    return [*first, module.register_forward_hook(after)] if "out" in suffixes else first
 
 
 def _counting(unet: nn.Module, listener: Listener) -> Callable[..., None]:
