@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from json.decoder import scanstring
 from typing import NoReturn
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 DEEPEST, LARGEST = 16, 2**20  # levels and numbers of a config read from a file, at most
 DIGITS = 100  # of a number in foreign JSON, at most
 LIMIT = 2 * 2**20  # bytes that a file may spend on saying what is in it: seven times what the largest of SD-v1 does

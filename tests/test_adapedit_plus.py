@@ -27,6 +27,16 @@ def photo(sd):
     return normal("a photograph", 1, 4, 8, 8) / sd.config.latent_scale
 
 
+def localised(added):
+    """Where a pixel and those around it moved by .3 of the most and more it stays, by .15 and less it goes."""
+    squares, (h, w) = added[0].square().sum(0), added.shape[2:]
+    means = [
+        [squares[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].mean().item() ** 0.5 for x in range(w)] for y in range(h)
+    ]
+    share = torch.tensor(means, dtype=torch.float64) / max(map(max, means))
+    return added * ((share - 0.15) / 0.15).clamp(0, 1)
+
+
 def formula(sd, begin, use):
     """(the share, the edit) of ten steps; use: whether the target reads the source from step `begin` on."""
     texts, x0 = embed(sd, ["", "", BOY, SITTING]), (photo(sd) * sd.config.latent_scale).double()
@@ -52,6 +62,7 @@ def formula(sd, begin, use):
             share = float((own * shared).sum() / (own * own).sum())
         found = difference(pair, times[step], mutual if use and step >= begin else {})
         added = added + found * (((1 - after) / after) ** 0.5 - ((1 - a) / a) ** 0.5)
+        added = localised(added)
     return share, x0 + added
 
 
@@ -72,7 +83,7 @@ def test_its_formula(sd, start, begin, above):
 
 def test_its_levels(sd):
     how = {"image": photo(sd), **SHORT}
-    plain = minedit.edit(sd, BOY, SITTING, "flow", skipped=0.2, **how)
+    plain = minedit.edit(sd, BOY, SITTING, "flow", skipped=0.2, local=0.3, **how)
     never, late, always = (
         minedit.edit(sd, BOY, SITTING, "adapedit+", **more, **how)
         for more in ({"mutual_level": 1}, {"mutual_start": 1}, {"mutual_level": 0})
@@ -83,6 +94,16 @@ def test_its_levels(sd):
     assert (plain.rows, late.rows, never.rows) == (32, 32, 36)
     assert relative(always.edited_latent * sd.config.latent_scale, formula(sd, 4, True)[1]) < 1e-4
     assert relative(always.edited_latent, plain.edited_latent) > 1e-4
+
+
+def test_what_changes_little_goes_back(sd):
+    """`local`: 0 leaves all, and the more it is the more pixels are the source's, of the latents, bit for bit."""
+    how = {"image": photo(sd), **SHORT}
+    same = []
+    for local in (0, 0.3, 0.6, 1):
+        res = minedit.edit(sd, BOY, SITTING, "adapedit+", local=local, **how)
+        same.append((res.edited_latent == res.source_latent).all(1).sum().item())
+    assert same[0] == 0 and same == sorted(same) and 0 < same[-1] < 64
 
 
 def test_equal_prompts(sd):

@@ -13,6 +13,7 @@ Of 18 pairs of the embedded model at 25 steps, read by a judge, 17, 16 and 15 ch
 steps skipped, and .85, .89 and .91 of what should stay did; Prompt-to-Prompt: 14 and .83. With .2 poses change more
 cleanly, and two renderings edited as photographs got ghosts. Two draws cost twice, for .88; AdapEdit's rules kept .94
 and changed 13. The re-estimated form changed pictures more than it had to at so many steps (benchmarks/flow.csv).
+`local` is adapedit_plus.py's, and 0 here: the papers have none.
 
 Rows of the UNet a step: 4, as of every pair (plan.py), times `draws`; 3 where `source_guidance` is 1. The first
 `skipped` of the steps cost nothing. A source that is drawn costs a run of its own, two rows a step.
@@ -37,6 +38,13 @@ class FlowConfig(Settings):
     noise: str = setting("fresh", "noise of the source: another each step, or one kept", choices=("fresh", "kept"))
     draws: int = setting(1, "noises a step, whose predictions are averaged", low=1, high=64)
     skipped: float = setting(0.3, "fraction of the steps left out at the start; more keeps more", low=0, high=1)
+    local: float = setting(
+        0.0,
+        "share of the edit's largest change that a pixel must have to keep its own; one of half of it goes back to the "
+        "source, at every step; 0: none does",
+        low=0,
+        high=1,
+    )
     source_guidance: float | None = setting(
         None, "guidance of the source's prediction", float, low=0, none="that of the run"
     )

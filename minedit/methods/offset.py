@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minedit.attention.rules import Attn
@@ -39,6 +40,7 @@ def offset(job: Job, settings: Settings, ruling: Way | None) -> Way:
     def after(step: Step) -> Tensor:
         t = schedule[step.index][1]
         added = apart(step.latents, t) if settings.form == "ode" else step.x0[1:] - step.x0[:1]
+        added = localised(added, settings.local) if settings.local else added
         last = step.index + 1 == len(schedule)
         latents = torch.cat([picture, picture + added]) if last else pair(added, t)
         changed = ruling.after(replace(step, latents=latents)) if ruling.after else None
@@ -56,6 +58,15 @@ def offset(job: Job, settings: Settings, ruling: Way | None) -> Way:
 def apart(latents: Tensor, t: int) -> Tensor:
     """The offset [1, 4, h, w] of a pair at time t."""
     return (latents[1:] - latents[:1]) / math.sqrt(ddim.alpha(t))
+
+
+def localised(added: Tensor, share: float) -> Tensor:
+    """The offset [1, 4, h, w] where it is large: `share` of its largest and more stays, half of that and less goes.
+
+    A pixel's is its root mean square over channels and the eight around it.
+    """
+    size = F.avg_pool2d(added.square().sum(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False).sqrt()
+    return added * (2 * size / (share * size.amax()).clamp(min=1e-12) - 1).clamp(0, 1)
 
 
 def noises(seed: int, like: Tensor, settings: Settings) -> Callable[[int], Tensor]:
