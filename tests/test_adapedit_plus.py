@@ -28,13 +28,13 @@ def photo(sd):
 
 
 def localised(added):
-    """Where a pixel and those around it moved by .3 of the most and more it stays, by .15 and less it goes."""
+    """Where a pixel and those around it moved by .15 of the most and more it stays, by half of it and less it goes."""
     squares, (h, w) = added[0].square().sum(0), added.shape[2:]
     means = [
         [squares[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].mean().item() ** 0.5 for x in range(w)] for y in range(h)
     ]
     share = torch.tensor(means, dtype=torch.float64) / max(map(max, means))
-    return added * ((share - 0.15) / 0.15).clamp(0, 1)
+    return added * ((share - 0.075) / 0.075).clamp(0, 1)
 
 
 def formula(sd, begin, use):
@@ -83,7 +83,7 @@ def test_its_formula(sd, start, begin, above):
 
 def test_its_levels(sd):
     how = {"image": photo(sd), **SHORT}
-    plain = minedit.edit(sd, BOY, SITTING, "flow", skipped=0.2, local=0.3, **how)
+    plain = minedit.edit(sd, BOY, SITTING, "flow", skipped=0.2, local=0.15, **how)
     never, late, always = (
         minedit.edit(sd, BOY, SITTING, "adapedit+", **more, **how)
         for more in ({"mutual_level": 1}, {"mutual_start": 1}, {"mutual_level": 0})

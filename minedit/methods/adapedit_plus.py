@@ -54,7 +54,7 @@ class AdapEditPlusConfig(Settings):
         high=1,
     )
     skipped: float = field(default=0.2, metadata={"setting": settings(FlowConfig)["skipped"]})
-    local: float = field(default=0.3, metadata={"setting": settings(FlowConfig)["local"]})
+    local: float = field(default=0.15, metadata={"setting": settings(FlowConfig)["local"]})
 
     inverts = False
     form, noise, draws, source_guidance = "ode", "fresh", 1, None  # flow's, fixed
