@@ -79,8 +79,8 @@ def attend(
     b, heads, n, d = q.shape
     kind = torch.float32 if INTERPRETED and q.dtype == torch.bfloat16 else q.dtype
     out = torch.empty((b, n, heads, d), dtype=kind, device=device)  # heads inside: merging them is then a view
-    for launch, edit in zip(launches, edits or (None,), strict=False):  # not strict: the columns' launch is left over
-        launch(q, k, v, out, *(NOTHING if edit is None else _weights(edit, device)))
+    for at, edit in enumerate(edits or (None,)):  # the columns' launch is the one behind these
+        launches[at](q, k, v, out, *(NOTHING if edit is None else _weights(edit, device)))
     out = out.transpose(1, 2) if kind is q.dtype else out.to(q.dtype).transpose(1, 2)  # [B, H, N, D]
     if not columns:
         return out

@@ -35,8 +35,8 @@ from minedit.stack.tokens import Tokenizer
 from minedit.stack.unet import UNet
 from minedit.stack.vae import VAE
 
-# The UNet's tensors whose second size tells models apart: input channels, and the width of the text's embeddings.
 FAST = Setting("", bool)
+# The UNet's tensors whose second size tells models apart: input channels, and the width of the text's embeddings.
 TELLING = ("input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
 
 

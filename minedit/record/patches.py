@@ -25,8 +25,7 @@ from minedit.config import MineditError, shown
 from minedit.record.names import catalogue, chosen, inside, split
 from minedit.record.select import held, row_chosen, step_chosen
 from minedit.record.tap import Places, listening
-from minedit.stack.model import Model
-from minedit.verbs.asked import check_model
+from minedit.stack.model import Model, check_model
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ from minedit.record.select import HALVES, held, row_chosen, row_words, step_chos
 from minedit.record.store import NAMES, File, Memory, Planned, read
 from minedit.record.tap import Places, listening
 from minedit.settings import several
-from minedit.stack.model import Model
-from minedit.verbs.asked import check_model
+from minedit.stack.model import Model, check_model
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in NAMES}
 

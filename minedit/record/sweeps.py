@@ -29,9 +29,9 @@ from minedit.record.patches import At, Patch, patched
 from minedit.record.sheet import beside, table
 from minedit.record.tap import listening
 from minedit.sampling.loop import Progress
-from minedit.stack.model import Model
+from minedit.stack.model import Model, check_model
 from minedit.stack.unet import ResBlock
-from minedit.verbs.asked import check_calls, check_model
+from minedit.verbs.asked import check_calls
 from minedit.verbs.edit import asked, edit, spelled
 from minedit.verbs.results import EditResult
 

@@ -28,8 +28,8 @@ from minedit.sampling import ddim
 from minedit.sampling.loop import Run, Step
 from minedit.sampling.numbers import SEED
 from minedit.settings import several
-from minedit.stack.model import Model
-from minedit.verbs.asked import check_model, read_photo, read_prompt
+from minedit.stack.model import Model, check_model
+from minedit.verbs.asked import read_photo, read_prompt
 from minedit.verbs.results import EditResult, Generated
 
 STEPS, FIRST = 20, 8  # of a picture that was not drawn: at times of less noise than 571 of 999, it is still there

@@ -23,13 +23,14 @@ from minedit.report.blocks import BATCH, blocks
 from minedit.report.gather import FINEST, KINDS, LIMIT, NUMBERS, SPREAD, Gathered, coarse, decoded_most, words_of
 from minedit.report.preview import decoded, linear
 from minedit.settings import Setting
-from minedit.stack.model import Model
-from minedit.verbs.asked import check_model, read_prompt
+from minedit.stack.model import Model, check_model
+from minedit.verbs.asked import read_prompt
 from minedit.verbs.edit import edit, spelled
 from minedit.verbs.results import EditResult
 
 HERE = Path(__file__).parent
 EVERY = Setting("show every N-th step of the run, and the last", int, 1, 1000)
+BYTES = Setting("of the page, at most", float, 1, unit="bytes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ def xray(
     Raises MineditError where the page would be larger, before the edit is drawn where that can be told.
     """
     check_model(sd)
-    every, limit = EVERY.check("every", every), Setting("", float, 1, unit="bytes").check("limit", limit)
+    every, limit = EVERY.check("every", every), BYTES.check("limit", limit)
     photo = more.get("image") is not None
     pair = read_prompt(sd, source, empty=photo), read_prompt(sd, target)
     gathered = Gathered(sd, words_of(*pair), every, limit)

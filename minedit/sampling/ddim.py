@@ -114,9 +114,9 @@ def noise_between(x: Tensor, x_prev: Tensor, t: int, t_prev: int) -> Tensor:
 
 def diffuse(x0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
     """x0 [B, ...] noised to time t (int, or int tensor [B]): sqrt(a) x0 + sqrt(1 - a) noise."""
-    return noised(
-        x0, noise, alpha(t) if isinstance(t, int) else alphas_cumprod()[t.cpu()].view(-1, *[1] * (x0.ndim - 1))
-    )
+    if isinstance(t, int):
+        return noised(x0, noise, alpha(t))
+    return noised(x0, noise, alphas_cumprod()[t.cpu()].view(-1, *[1] * (x0.ndim - 1)))
 
 
 def noised(x0: Tensor, noise: Tensor, a: float | Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from minedit.sampling.loop import Run, Step, check_sides
 from minedit.sampling.way import Photo
 from minedit.settings import Settings
 from minedit.stack.model import Model
-from minedit.stack.model import check_model as check_model
 from minedit.stack.tokens import Prompt
 
 OnStep = Callable[[Step], None]

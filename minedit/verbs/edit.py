@@ -22,9 +22,9 @@ from minedit.sampling.together import joins, together
 from minedit.sampling.way import Job, Way
 from minedit.settings import Settings
 from minedit.stack.control import ControlNet
-from minedit.stack.model import Model
+from minedit.stack.model import Model, check_model
 from minedit.stack.tokens import align
-from minedit.verbs.asked import OnStep, check_calls, check_model, check_reads, read_photo, read_prompt
+from minedit.verbs.asked import OnStep, check_calls, check_reads, read_photo, read_prompt
 from minedit.verbs.counted import counted
 from minedit.verbs.results import Again, EditResult, change, reading, record, redrawn, unsaid
 from minedit.verbs.steered import steered
@@ -155,7 +155,6 @@ def edits(
             images, decoding = pictures(sd, latents)
             for at, row in zip(members, range(len(images) - len(members), len(images)), strict=True):
                 told = ways[at].on(jobs[at].found).told() if jobs[at].found else ways[at].told()
-                told = replace(told, notes=(*told.notes, *wanted[at].chosen.idle))
                 pair = images[:1] if row == 0 else [images[0], images[row]]
                 read = *unsaid(prompt, bool(wanted[at].inverse)), *reading(sd, (prompt, aims[at]))
                 made = wanted[at].method, seed, run, wanted[at].chosen, photo and photo.digest, wanted[at].inverse
@@ -165,7 +164,14 @@ def edits(
                     source_latent=latents[:1],
                     edited_latent=latents[row : row + 1].clone(),
                     words=told.words,
-                    notes=(*told.notes, *redrawn(photo, images[0]), *change(pair), *read, *decoding),
+                    notes=(
+                        *told.notes,
+                        *wanted[at].chosen.idle,
+                        *redrawn(photo, images[0]),
+                        *change(pair),
+                        *read,
+                        *decoding,
+                    ),
                     settings=record(sd, source, wanted[at].target, *made) | steer,
                     seconds=time.perf_counter() - began,
                     rows=sum(rows),

@@ -10,8 +10,8 @@ from minedit.sampling.coded import pictures
 from minedit.sampling.loop import Progress, Run, Ticks
 from minedit.sampling.numbers import SEED
 from minedit.stack.control import ControlNet
-from minedit.stack.model import Model
-from minedit.verbs.asked import OnStep, check_calls, check_model, read_prompt
+from minedit.stack.model import Model, check_model
+from minedit.verbs.asked import OnStep, check_calls, read_prompt
 from minedit.verbs.results import Again, Generated, reading
 from minedit.verbs.steered import steered
 

@@ -12,9 +12,9 @@ from minedit.config import MineditError, shown
 from minedit.image import grid, to_pil
 from minedit.sampling.loop import Step
 from minedit.settings import Setting
-from minedit.stack.model import Model
+from minedit.stack.model import Model, check_model
 from minedit.stack.preview import coloured
-from minedit.verbs.asked import check_calls, check_model
+from minedit.verbs.asked import check_calls
 
 EVERY = Setting("show every N-th step", int, 1, 1000)
 LARGEST = 256  # pixels of a preview's side: there is no more to see in it
